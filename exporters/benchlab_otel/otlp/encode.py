@@ -1,0 +1,337 @@
+"""Arrays to OTLP trace requests: a serialized span as template, its varying bytes patched by NumPy.
+
+Ids and times have fixed width, so spans that share name, attribute keys and value lengths differ
+only at known offsets. Rows are grouped by what changes the length (strings, varint widths, absent
+values, number of links); each group is one template repeated and patched. The bytes are exactly
+those the protobuf library would write (fields in order, canonical varints).
+
+Wire format: opentelemetry/proto/trace/v1/trace.proto and common/v1/common.proto, v1.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchlab_otel import __version__
+from benchlab_otel.model import Bool, Float, Int, Resource, Scalar, Uint
+
+KIND_INTERNAL = 1
+SCOPE_NAME = "benchlab-otel"
+
+
+@dataclass(slots=True)
+class Strings:
+    """A string column (n,): `codes` index `table`, so that equal strings are encoded once."""
+
+    codes: NDArray[np.int32]
+    table: list[str]
+
+
+@dataclass(slots=True)
+class Optional:
+    """A number column of which only the rows with `present` carry the attribute."""
+
+    values: Int | Float | Bool
+    present: Bool
+
+
+Attribute = Scalar | Int | Float | Bool | Strings | Optional
+
+
+@dataclass(slots=True)
+class SpanBatch:
+    """n spans of one name to be encoded.
+
+    `trace` (n, 2), `span` (n,), `parent` (n,) or None for roots: uint64; `start`, `end` (n,)
+    int64 Unix ns; `status` the OTLP code, one or (n,). An attribute is one value for all rows or a
+    column. Links: `link_count` (n,) of the first entries of `link_trace` (n, w, 2) and
+    `link_span` (n, w).
+    """
+
+    name: str
+    trace: Uint
+    span: Uint
+    start: Int
+    end: Int
+    parent: Uint | None = None
+    kind: int = KIND_INTERNAL
+    status: int | NDArray[np.uint8] = 0
+    attributes: dict[str, Attribute] = field(default_factory=dict)
+    link_count: Int | None = None
+    link_trace: Uint | None = None
+    link_span: Uint | None = None
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+
+def encode_request(resource: Resource, batches: Sequence[SpanBatch]) -> bytes:
+    """One ExportTraceServiceRequest (= TracesData) with all spans of `batches` under `resource`."""
+    spans = b"".join(encode_spans(batch) for batch in batches)
+    return _field(1, _resource(tuple(resource.items())) + _field(2, _scope() + spans))
+
+
+def encode_spans(batch: SpanBatch) -> bytes:
+    """The batch as `ScopeSpans.spans` entries (tag, length, span), grouped by layout."""
+    n = len(batch)
+    if n == 0:
+        return b""
+    columns = _columns(batch)
+    groups = _layouts(columns, n)
+    return b"".join(_encode_group(batch, columns, keys, rows) for keys, rows in groups)
+
+
+# -- layout: which rows share a template ------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Column:
+    """A varying part: `layout` (n,) int64 decides the template, `values` fills the open bytes."""
+
+    key: str
+    layout: Int | None
+    values: NDArray[np.generic] | None
+    kind: str  # i = varint, f = double, b = bool, s = string, status, links, parent
+    table: list[str] | None = None
+
+
+_ABSENT = -1
+
+
+def _columns(batch: SpanBatch) -> list[_Column]:
+    """The parts of the batch that differ between rows."""
+    columns = []
+    if batch.parent is not None:
+        roots = batch.parent == 0
+        columns.append(_Column("", roots.astype(np.int64) if roots.any() else None, batch.parent, "parent"))
+    columns += [
+        _attribute_column(key, value)
+        for key, value in batch.attributes.items()
+        if not isinstance(value, str | bool | int | float)
+    ]
+    if isinstance(batch.status, np.ndarray):
+        columns.append(_Column("", batch.status.astype(np.int64), None, "status"))
+    if batch.link_count is not None:
+        columns.append(_Column("", batch.link_count.astype(np.int64), None, "links"))
+    return columns
+
+
+def _attribute_column(key: str, value: Attribute) -> _Column:
+    if isinstance(value, Strings):
+        return _Column(key, value.codes.astype(np.int64), None, "s", value.table)
+    values, present = (value.values, value.present) if isinstance(value, Optional) else (value, None)
+    array = np.asarray(values)
+    layout: Int | None = None
+    if array.dtype.kind in "iu":
+        array, kind = array.astype(np.int64, copy=False), "i"
+        layout = _varint_widths(array)
+    elif array.dtype.kind == "f":
+        array, kind = array.astype(np.float64, copy=False), "f"
+    elif array.dtype.kind == "b":
+        kind = "b"
+    else:
+        raise TypeError(f"attribute {key!r}: no OTLP encoding for an array of {array.dtype}; use Strings")
+    if present is not None and not present.all():
+        base = layout if layout is not None else np.zeros(len(array), np.int64)
+        layout = np.where(present, base, _ABSENT)
+    return _Column(key, layout, array, kind)
+
+
+def _varint_widths(values: Int) -> Int:
+    """Bytes that each value takes as a varint (negative: 10)."""
+    low = int(values.min())
+    if low >= 0 and (width := max(1, (low.bit_length() + 6) // 7)) == max(
+        1, (int(values.max()).bit_length() + 6) // 7
+    ):
+        return np.full(len(values), width, np.int64)
+    bounds = np.array([1 << (7 * k) for k in range(1, 9)], np.int64)
+    widths = np.searchsorted(bounds, values, side="right") + 1
+    return np.where(values < 0, 10, widths).astype(np.int64)
+
+
+Layout = tuple[int, ...]
+
+
+def _layouts(columns: list[_Column], n: int) -> list[tuple[Layout, Int | None]]:
+    """(layout key of each column, rows) per group; rows None means all of them."""
+    varying = [c.layout for c in columns if c.layout is not None and (c.layout != c.layout[0]).any()]
+    first: Layout = tuple(0 if c.layout is None else int(c.layout[0]) for c in columns)
+    if not varying:
+        return [(first, None)]
+    combined = np.zeros(n, np.int64)
+    for layout in varying:
+        _, codes = np.unique(layout, return_inverse=True)
+        combined = combined * (int(codes.max()) + 1) + codes
+        _, combined = np.unique(combined, return_inverse=True)
+    order = np.argsort(combined, kind="stable")
+    starts = np.flatnonzero(np.diff(combined[order], prepend=-1))
+    groups: list[tuple[Layout, Int | None]] = []
+    for rows in np.split(order, starts[1:]):
+        row = rows[0]
+        groups.append((tuple(0 if c.layout is None else int(c.layout[row]) for c in columns), rows))
+    return groups
+
+
+# -- templates --------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Template:
+    """A serialized span entry and where its open bytes are."""
+
+    image: NDArray[np.uint8]
+    trace: int
+    span: int
+    parent: int
+    start: int
+    end: int
+    open: list[int]  # offset of each column's open bytes, -1 where it has none
+    link_offsets: list[tuple[int, int]]  # (trace id, span id) of each link
+
+
+def _encode_group(batch: SpanBatch, columns: list[_Column], keys: Layout, rows: Int | None) -> bytes:
+    template = _template(batch, columns, keys)
+    m = len(batch) if rows is None else len(rows)
+
+    def pick(values: NDArray[np.generic]) -> NDArray[np.generic]:
+        return values if rows is None else values[rows]
+
+    out = np.empty((m, len(template.image)), np.uint8)
+    out[:] = template.image
+    _put_u64(out, template.trace, pick(batch.trace), ">u8")
+    _put_u64(out, template.span, pick(batch.span), ">u8")
+    _put_u64(out, template.start, pick(batch.start), "<u8")
+    _put_u64(out, template.end, pick(batch.end), "<u8")
+    for column, key, offset in zip(columns, keys, template.open, strict=True):
+        if offset < 0 or column.values is None:
+            continue
+        values = pick(column.values)
+        if column.kind == "parent":
+            _put_u64(out, offset, values, ">u8")
+        elif column.kind == "f":
+            _put_u64(out, offset, values, "<f8")
+        elif column.kind == "b":
+            out[:, offset] = values
+        else:
+            _put_varint(out, offset, values.astype(np.uint64), key)
+    if template.link_offsets:
+        assert batch.link_trace is not None
+        assert batch.link_span is not None
+        for j, (trace_at, span_at) in enumerate(template.link_offsets):
+            _put_u64(out, trace_at, pick(batch.link_trace)[:, j], ">u8")
+            _put_u64(out, span_at, pick(batch.link_span)[:, j], ">u8")
+    return out.tobytes()
+
+
+def _put_u64(out: NDArray[np.uint8], offset: int, values: NDArray[np.generic], dtype: str) -> None:
+    """Writes 8 (or, for (m, 2) values, 16) bytes of each row at `offset`."""
+    raw = np.ascontiguousarray(values).astype(dtype).view(np.uint8).reshape(len(out), -1)
+    out[:, offset : offset + raw.shape[1]] = raw
+
+
+def _put_varint(out: NDArray[np.uint8], offset: int, values: Uint, width: int) -> None:
+    for k in range(width):
+        byte = (values >> np.uint64(7 * k)).astype(np.uint8) & np.uint8(0x7F)
+        out[:, offset + k] = byte | np.uint8(0x80 if k < width - 1 else 0)
+
+
+def _template(batch: SpanBatch, columns: list[_Column], keys: Layout) -> _Template:
+    """Serializes one span of the group, with zeros where rows differ, and notes the offsets."""
+    by_kind = {c.kind: i for i, c in enumerate(columns) if c.kind in ("parent", "status", "links")}
+    by_key = {c.key: i for i, c in enumerate(columns) if c.key}
+    open_at = [-1] * len(columns)
+    body = bytearray(b"\x0a\x10" + bytes(16) + b"\x12\x08" + bytes(8))
+    trace_at, span_at, parent_at = 2, 20, -1
+    if "parent" in by_kind and keys[by_kind["parent"]] == 0:
+        body += b"\x22\x08" + bytes(8)
+        parent_at = open_at[by_kind["parent"]] = len(body) - 8
+    body += _field(5, batch.name.encode()) if batch.name else b""
+    body += b"\x30" + _varint(batch.kind) if batch.kind else b""
+    start_at = len(body) + 1
+    body += b"\x39" + bytes(8)
+    end_at = len(body) + 1
+    body += b"\x41" + bytes(8)
+    for key, value in batch.attributes.items():
+        if isinstance(value, str | bool | int | float):
+            body += _field(9, _key_value(key, value))
+            continue
+        index = by_key[key]
+        column = columns[index]
+        if keys[index] == _ABSENT:
+            continue
+        if column.table is not None:
+            body += _field(9, _key_value(key, column.table[keys[index]]))
+            continue
+        open_bytes = {"i": keys[index], "f": 8, "b": 1}[column.kind]
+        tag = {"i": b"\x18", "f": b"\x21", "b": b"\x10"}[column.kind]
+        body += _field(9, _field(1, key.encode()) + _field(2, tag + bytes(open_bytes)))
+        open_at[index] = len(body) - open_bytes
+    links: list[tuple[int, int]] = []
+    for _ in range(keys[by_kind["links"]] if "links" in by_kind else 0):
+        body += b"\x6a\x1c\x0a\x10" + bytes(16) + b"\x12\x08" + bytes(8)
+        links.append((len(body) - 26, len(body) - 8))
+    status = keys[by_kind["status"]] if "status" in by_kind else int(np.asarray(batch.status).flat[0])
+    body += b"\x7a\x02\x18" + _varint(status) if status else b""
+    head = b"\x12" + _varint(len(body))
+    shift = len(head)
+    return _Template(
+        image=np.frombuffer(head + bytes(body), np.uint8),
+        trace=trace_at + shift,
+        span=span_at + shift,
+        parent=parent_at + shift,
+        start=start_at + shift,
+        end=end_at + shift,
+        open=[at + shift if at >= 0 else -1 for at in open_at],
+        link_offsets=[(a + shift, b + shift) for a, b in links],
+    )
+
+
+# -- protobuf primitives ----------------------------------------------------------------------
+
+
+def _varint(value: int) -> bytes:
+    value &= (1 << 64) - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """A length-delimited field."""
+    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+@lru_cache(maxsize=4096, typed=True)  # typed: 1, 1.0 and True are equal but encode differently
+def _key_value(key: str, value: Scalar) -> bytes:
+    if isinstance(value, str):
+        any_value = _field(1, value.encode())
+    elif isinstance(value, bool):
+        any_value = b"\x10" + _varint(int(value))
+    elif isinstance(value, int):
+        any_value = b"\x18" + _varint(value)
+    else:
+        any_value = b"\x21" + struct.pack("<d", value)
+    return _field(1, key.encode()) + _field(2, any_value)
+
+
+def _resource(items: tuple[tuple[str, Scalar], ...]) -> bytes:
+    return _field(1, b"".join(_field(1, _key_value(k, v)) for k, v in items))
+
+
+@lru_cache(maxsize=1)
+def _scope() -> bytes:
+    return _field(1, _field(1, SCOPE_NAME.encode()) + _field(2, __version__.encode()))
+
+
+def resource_of(attributes: Mapping[str, Scalar]) -> Resource:
+    """The resource attributes in a fixed order, so that equal resources are equal bytes."""
+    return dict(sorted(attributes.items()))
