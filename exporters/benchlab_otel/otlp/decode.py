@@ -1,0 +1,617 @@
+"""OTLP trace requests to arrays: spans of equal layout are read together by NumPy.
+
+Spans that came from one place in a program share their length, tags, keys and value types. One
+span of each layout is parsed byte by byte; every other span of the same length is compared with it
+at the bytes that carry structure, and where these are equal its values stand at the same offsets.
+What fits no common layout goes through the protobuf library, span by span.
+
+Wire format: opentelemetry/proto/trace/v1/trace.proto and common/v1/common.proto, v1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from benchlab_otel.model import Column, Int, Spans, Uint
+
+Bytes = NDArray[np.uint8]
+
+
+def decode_traces(body: bytes, *, links: bool = False) -> Spans:
+    """The spans of one ExportTraceServiceRequest (= TracesData), or of several concatenated.
+
+    Ids of a wrong length become 0 (invalid). `links=True` also fills `Spans.links`. Raises
+    ValueError with the byte offset for what is not such a message.
+    """
+    found = _find_spans(body)
+    n = len(found.offsets)
+    builder = _Builder(n, links)
+    if n:
+        offsets, lengths = np.array(found.offsets, np.int64), np.array(found.lengths, np.int64)
+        raw = np.frombuffer(body, np.uint8)
+        for length, rows in _by_value(lengths):
+            _decode_length(raw, body, offsets, length, rows, builder)
+    resource = np.repeat(np.array(found.resource, np.int32), found.counts)
+    return builder.finish(resource, found.resources)
+
+
+def concatenate(blocks: Sequence[Spans]) -> Spans:
+    """All rows of `blocks` in order, names and resources merged."""
+    if len(blocks) == 1:
+        return blocks[0]
+    names: dict[str, int] = {}
+    resources: list[dict[str, Any]] = []
+    parts: dict[str, list[tuple[Int, NDArray[Any]]]] = {}
+    name_columns, resource_columns = [], []
+    links: dict[int, Uint] = {}
+    base = 0
+    for block in blocks:
+        codes = np.array([names.setdefault(name, len(names)) for name in block.names], np.int32)
+        name_columns.append(codes[block.name] if len(block) else block.name)
+        resource_codes = np.array([_intern(resources, r) for r in block.resources], np.int32)
+        resource_columns.append(resource_codes[block.resource] if len(block) else block.resource)
+        for key, column in block.attributes.items():
+            parts.setdefault(key, []).append((column.rows + base, column.values))
+        links.update({row + base: value for row, value in block.links.items()})
+        base += len(block)
+    return Spans(
+        trace=np.concatenate([b.trace for b in blocks]) if blocks else np.empty((0, 2), np.uint64),
+        span=_join([b.span for b in blocks], np.uint64),
+        parent=_join([b.parent for b in blocks], np.uint64),
+        name=_join(name_columns, np.int32),
+        start=_join([b.start for b in blocks], np.int64),
+        end=_join([b.end for b in blocks], np.int64),
+        status=_join([b.status for b in blocks], np.uint8),
+        resource=_join(resource_columns, np.int32),
+        names=list(names),
+        resources=resources,
+        attributes={key: _column(found) for key, found in parts.items()},
+        links=links,
+    )
+
+
+def take(spans: Spans, rows: Int) -> Spans:
+    """The given rows (ascending) of `spans`."""
+    place = np.full(len(spans), -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    attributes = {}
+    for key, column in spans.attributes.items():
+        target = place[column.rows]
+        kept = target >= 0
+        if kept.any():
+            attributes[key] = Column(target[kept], column.values[kept])
+    return Spans(
+        trace=spans.trace[rows],
+        span=spans.span[rows],
+        parent=spans.parent[rows],
+        name=spans.name[rows],
+        start=spans.start[rows],
+        end=spans.end[rows],
+        status=spans.status[rows],
+        resource=spans.resource[rows],
+        names=spans.names,
+        resources=spans.resources,
+        attributes=attributes,
+        links={int(place[r]): v for r, v in spans.links.items() if place[r] >= 0},
+    )
+
+
+def _intern(resources: list[dict[str, Any]], resource: dict[str, Any]) -> int:
+    for i, known in enumerate(resources):
+        if known == resource:
+            return i
+    resources.append(resource)
+    return len(resources) - 1
+
+
+def _join(arrays: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype)
+
+
+# -- where the spans are ----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Found:
+    """Offset and length of each span; the next `counts[i]` belong to `resources[resource[i]]`."""
+
+    offsets: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    resource: list[int] = field(default_factory=list)
+    resources: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _find_spans(body: bytes) -> _Found:
+    found = _Found()
+    codes: dict[bytes, int] = {}
+    for number, start, end in _fields(body, 0, len(body)):
+        if number != 1:
+            continue
+        raw = b""
+        before = len(found.offsets)
+        for inner, inner_start, inner_end in _fields(body, start, end):
+            if inner == 1:
+                raw = body[inner_start:inner_end]
+            elif inner == 2:
+                _find_in_scope(body, inner_start, inner_end, found)
+        if raw not in codes:
+            codes[raw] = len(codes)
+            found.resources.append(_resource(raw, start))
+        found.resource.append(codes[raw])
+        found.counts.append(len(found.offsets) - before)
+    return found
+
+
+_GALLOP_AFTER = 8
+
+
+def _find_in_scope(body: bytes, pos: int, end: int, found: _Found) -> None:
+    """Adds the spans of one ScopeSpans; runs of equal length are found by comparing headers at a stride."""
+    offsets, lengths = found.offsets, found.lengths
+    previous, repeats = -1, 0
+    while pos < end:
+        if body[pos] != 0x12:
+            pos = _skip(body, pos, end)
+            continue
+        length, start = _varint(body, pos + 1, end)
+        if length > end - start:
+            raise ValueError(
+                f"garbled OTLP: span at byte {pos} claims {length} bytes, {end - start} are left"
+            )
+        offsets.append(start)
+        lengths.append(length)
+        repeats = repeats + 1 if length == previous else 0
+        previous = length
+        stride, head, pos = start + length - pos, start - pos, start + length
+        if repeats >= _GALLOP_AFTER:
+            repeats = 0
+            run = _equal_headers(body, pos, end, body[pos - stride : pos - stride + head], stride)
+            offsets.extend(range(pos + head, pos + head + run * stride, stride))
+            lengths.extend([length] * run)
+            pos += run * stride
+
+
+def _equal_headers(body: bytes, pos: int, end: int, head: bytes, stride: int) -> int:
+    """How many entries in a row from `pos` on begin with `head`, `stride` bytes apart."""
+    most = (end - pos) // stride
+    if most == 0:
+        return 0
+    table = np.frombuffer(body, np.uint8, most * stride, pos).reshape(most, stride)[:, : len(head)]
+    differs = (table != np.frombuffer(head, np.uint8)).any(axis=1)
+    first = int(differs.argmax())
+    return first if differs[first] else most
+
+
+def _fields(body: bytes, pos: int, end: int) -> Iterable[tuple[int, int, int]]:
+    """(field number, start, end) of the length-delimited fields; others are skipped."""
+    while pos < end:
+        tag, start = _varint(body, pos, end)
+        if tag & 7 != 2 or tag < 8:
+            pos = _skip(body, pos, end)
+            continue
+        length, start = _varint(body, start, end)
+        if length > end - start:
+            raise ValueError(
+                f"garbled OTLP: field at byte {pos} claims {length} bytes, {end - start} are left"
+            )
+        yield tag >> 3, start, start + length
+        pos = start + length
+
+
+def _varint(body: bytes, pos: int, end: int) -> tuple[int, int]:
+    """(value, next position)."""
+    value = shift = 0
+    for at in range(pos, min(pos + 10, end)):
+        byte = body[at]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at + 1
+        shift += 7
+    raise ValueError(f"garbled OTLP: no number at byte {pos}")
+
+
+def _skip(body: bytes, pos: int, end: int) -> int:
+    """The position after the field at `pos`."""
+    tag, at = _varint(body, pos, end)
+    wire = tag & 7
+    if tag < 8 or wire not in (0, 1, 2, 5):
+        raise ValueError(f"garbled OTLP: no field at byte {pos}")
+    if wire == 0:
+        after = _varint(body, at, end)[1]
+    elif wire == 2:
+        length, at = _varint(body, at, end)
+        after = at + length
+    else:
+        after = at + (8 if wire == 1 else 4)
+    if after > end:
+        raise ValueError(f"garbled OTLP: field at byte {pos} reaches past its message")
+    return after
+
+
+def _resource(raw: bytes, offset: int) -> dict[str, Any]:
+    try:
+        return {kv.key: _plain(kv.value) for kv in Resource.FromString(raw).attributes}
+    except DecodeError as error:
+        raise ValueError(f"garbled OTLP: resource at byte {offset}: {error}") from None
+
+
+def _plain(value: AnyValue) -> Any:
+    """An AnyValue as a Python value."""
+    kind = value.WhichOneof("value")
+    if kind is None:
+        return None
+    if kind == "array_value":
+        return [_plain(v) for v in value.array_value.values]
+    if kind == "kvlist_value":
+        return {kv.key: _plain(kv.value) for kv in value.kvlist_value.values}
+    return getattr(value, kind)
+
+
+# -- one layout at a time ---------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Value:
+    """An attribute's place in a span: `kind` is f (double), i (varint), b (bool), s (text), o (other)."""
+
+    key: str
+    kind: str
+    at: int
+    size: int
+
+
+@dataclass(slots=True)
+class _Layout:
+    """One parsed span: its image, which bits are structure, and where the values stand (-1: absent)."""
+
+    image: Bytes
+    structure: Bytes
+    trace: int = -1
+    span: int = -1
+    parent: int = -1
+    start: int = -1
+    end: int = -1
+    name: tuple[int, int] = (0, 0)
+    status: int = 0
+    values: list[_Value] = field(default_factory=list)
+    links: list[tuple[int, int]] = field(default_factory=list)
+
+
+_MAX_LAYOUTS = 24  # of one length; what is left then goes through the protobuf library
+_layouts: dict[int, list[_Layout]] = {}  # layouts seen before, by length: small live requests repeat them
+
+
+def _decode_length(raw: Bytes, body: bytes, offsets: Int, length: int, rows: Int, out: _Builder) -> None:
+    """Decodes the spans `rows`, all of `length` bytes."""
+    if length == 0:
+        return  # an empty span: all its columns stay 0, so its ids are invalid
+    at = offsets[rows]
+    table = sliding_window_view(raw, length)[at]
+    known = _layouts.setdefault(length, [])
+    tried = 0
+    for layout in known:
+        rows, at, table = _decode_matching(layout, rows, at, table, out)
+        if not len(rows):
+            return
+    while len(rows) and tried < _MAX_LAYOUTS:
+        layout = _parse_layout(table[0], int(at[0]))
+        tried += 1
+        if len(known) < _MAX_LAYOUTS and len(_layouts) < 512:
+            known.append(layout)
+        rows, at, table = _decode_matching(layout, rows, at, table, out)
+    for row, start in zip(rows.tolist(), at.tolist(), strict=True):
+        _decode_single(body[start : start + length], row, start, out)
+
+
+def _decode_matching(
+    layout: _Layout, rows: Int, at: Int, table: Bytes, out: _Builder
+) -> tuple[Int, Int, Bytes]:
+    """Reads the rows that have this layout; returns the others."""
+    differs = ((table ^ layout.image) & layout.structure).any(axis=1)
+    if differs.all():
+        return rows, at, table
+    if differs.any():
+        same = ~differs
+        _read(layout, rows[same], table[same], out)
+        return rows[differs], at[differs], table[differs]
+    _read(layout, rows, table, out)
+    return rows[:0], at[:0], table[:0]
+
+
+def _read(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
+    if layout.trace >= 0:
+        out.trace[rows] = _u64(table, layout.trace, 16, ">u8")
+    if layout.span >= 0:
+        out.span[rows] = _u64(table, layout.span, 8, ">u8")[:, 0]
+    if layout.parent >= 0:
+        out.parent[rows] = _u64(table, layout.parent, 8, ">u8")[:, 0]
+    if layout.start >= 0:
+        out.start[rows] = _u64(table, layout.start, 8, "<i8")[:, 0]
+    if layout.end >= 0:
+        out.end[rows] = _u64(table, layout.end, 8, "<i8")[:, 0]
+    out.status[rows] = layout.status
+    _read_names(layout, rows, table, out)
+    for value in layout.values:
+        out.add(value.key, rows, _read_value(value, table))
+    if out.want_links and layout.links:
+        ids = [
+            np.concatenate([_u64(table, t, 16, ">u8"), _u64(table, s, 8, ">u8")], 1) for t, s in layout.links
+        ]
+        for i, row in enumerate(rows.tolist()):
+            out.links[row] = np.array([link[i] for link in ids], np.uint64)
+
+
+def _read_names(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
+    at, size = layout.name
+    for text, which in _texts(table[:, at : at + size]):
+        out.name[rows[which] if which is not None else rows] = out.name_code(_utf8(text))
+
+
+def _read_value(value: _Value, table: Bytes) -> NDArray[Any]:
+    part = table[:, value.at : value.at + value.size]
+    if value.kind == "f":
+        return _u64(table, value.at, 8, "<f8")[:, 0]
+    if value.kind == "b":
+        return part[:, 0] != 0
+    if value.kind == "i":
+        number = np.zeros(len(part), np.uint64)
+        for k in range(value.size):
+            number |= (part[:, k] & np.uint8(0x7F)).astype(np.uint64) << np.uint64(7 * k)
+        return number.view(np.int64)
+    convert: Callable[[bytes], Any] = _utf8 if value.kind == "s" else _other
+    column = np.empty(len(part), object)
+    for text, which in _texts(part):
+        converted = convert(text)
+        if which is None:
+            column[:] = [converted] * len(part) if isinstance(converted, list) else converted
+        else:
+            for row in which if isinstance(converted, list) else ():
+                column[row] = converted
+            if not isinstance(converted, list):
+                column[which] = converted
+    return column
+
+
+def _texts(part: Bytes) -> Iterable[tuple[bytes, Int | None]]:
+    """The distinct rows of `part` with their indices (None: all rows are this one)."""
+    if part.shape[1] == 0:
+        yield b"", None
+        return
+    equal = (part == part[0]).all(axis=1)
+    if equal.all():
+        yield part[0].tobytes(), None
+        return
+    rest = np.arange(len(part))
+    for _ in range(16):
+        first = part[rest[0]]
+        equal = (part[rest] == first).all(axis=1)
+        yield first.tobytes(), rest[equal]
+        rest = rest[~equal]
+        if not len(rest):
+            return
+    groups: dict[bytes, list[int]] = {}
+    for row in rest.tolist():
+        groups.setdefault(part[row].tobytes(), []).append(row)
+    for text, members in groups.items():
+        yield text, np.array(members, np.int64)
+
+
+def _utf8(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"garbled OTLP: text that is not UTF-8: {raw[:40]!r}") from None
+
+
+def _other(raw: bytes) -> Any:
+    try:
+        return _plain(AnyValue.FromString(raw))
+    except DecodeError as error:
+        raise ValueError(f"garbled OTLP: attribute value: {error}") from None
+
+
+def _u64(table: Bytes, at: int, size: int, dtype: str) -> NDArray[Any]:
+    numbers: NDArray[Any] = np.ascontiguousarray(table[:, at : at + size]).view(dtype)
+    return numbers.astype(dtype[1:], copy=False)
+
+
+def _parse_layout(image: Bytes, offset: int) -> _Layout:
+    """Parses one span and marks its open bytes; `offset` is for error messages."""
+    body = image.tobytes()
+    layout = _Layout(image.copy(), np.full(len(body), 0xFF, np.uint8))
+    pos, end = 0, len(body)
+    while pos < end:
+        try:
+            tag, at = _varint(body, pos, end)
+            after = _skip(body, pos, end)
+        except ValueError as error:
+            raise ValueError(f"{error} of the span at byte {offset}") from None
+        number, wire = tag >> 3, tag & 7
+        if wire == 2:
+            _, at = _varint(body, at, end)
+        _place(layout, body, number, wire, at, after)
+        pos = after
+    return layout
+
+
+_BYTES_FIELDS = {1: ("trace", 16), 2: ("span", 8), 4: ("parent", 8)}
+
+
+def _place(layout: _Layout, body: bytes, number: int, wire: int, at: int, after: int) -> None:
+    """Notes one field of the span."""
+    opened = layout.structure[at:after]
+    if wire == 2 and number in _BYTES_FIELDS:
+        name, size = _BYTES_FIELDS[number]
+        setattr(layout, name, at if after - at == size else -1)
+        opened[:] = 0
+    elif wire == 1 and number in (7, 8):
+        setattr(layout, "start" if number == 7 else "end", at)
+        opened[:] = 0
+    elif wire == 2 and number == 5:
+        layout.name = (at, after - at)
+        opened[:] = 0
+    elif wire == 2 and number == 9:
+        _place_attribute(layout, body, at, after)
+    elif wire == 2 and number == 13:
+        _place_link(layout, body, at, after)
+    elif wire == 2 and number == 15:
+        for inner, value, inner_wire in _inner(body, at, after):
+            if inner == 3 and inner_wire == 0:
+                layout.status = min(_varint(body, value[0], after)[0], 255)
+    elif wire != 2 or number in (3, 11):
+        opened[:] = opened & 0x80 if wire == 0 else 0  # kinds, flags, states, events: nothing here reads them
+
+
+def _inner(body: bytes, pos: int, end: int) -> Iterable[tuple[int, tuple[int, int], int]]:
+    """(field number, (start, end) of its content, wire type) of a message in `body[pos:end]`."""
+    while pos < end:
+        tag, at = _varint(body, pos, end)
+        after = _skip(body, pos, end)
+        if tag & 7 == 2:
+            _, at = _varint(body, at, end)
+        yield tag >> 3, (at, after), tag & 7
+        pos = after
+
+
+_KINDS = {(1, 2): "s", (2, 0): "b", (3, 0): "i", (4, 1): "f"}
+
+
+def _place_attribute(layout: _Layout, body: bytes, at: int, end: int) -> None:
+    key, whole = "", None
+    for number, (a, b), wire in _inner(body, at, end):
+        if number == 1 and wire == 2:
+            key = _utf8(body[a:b])
+        elif number == 2 and wire == 2:
+            whole = (a, b)
+    if whole is None or whole[0] == whole[1]:
+        return  # an attribute without a value says nothing
+    fields = list(_inner(body, *whole))
+    number, (a, b), wire = fields[-1]
+    kind = _KINDS.get((number, wire))
+    if kind is None or len(fields) > 1:
+        kind, (a, b) = "o", whole
+    layout.structure[a:b] = 0x80 if kind in "ib" else 0
+    layout.values.append(_Value(key, kind, a, b - a))
+
+
+def _place_link(layout: _Layout, body: bytes, at: int, end: int) -> None:
+    found = {
+        number: (a, b) for number, (a, b), wire in _inner(body, at, end) if wire == 2 and number in (1, 2)
+    }
+    trace, span = found.get(1, (0, 0)), found.get(2, (0, 0))
+    if trace[1] - trace[0] == 16 and span[1] - span[0] == 8:
+        layout.structure[trace[0] : trace[1]] = 0
+        layout.structure[span[0] : span[1]] = 0
+        layout.links.append((trace[0], span[0]))
+
+
+def _decode_single(raw: bytes, row: int, offset: int, out: _Builder) -> None:
+    try:
+        span = Span.FromString(raw)
+    except DecodeError as error:
+        raise ValueError(f"garbled OTLP: span at byte {offset}: {error}") from None
+    if len(span.trace_id) == 16:
+        out.trace[row] = np.frombuffer(span.trace_id, ">u8")
+    out.span[row] = int.from_bytes(span.span_id, "big") if len(span.span_id) == 8 else 0
+    out.parent[row] = int.from_bytes(span.parent_span_id, "big") if len(span.parent_span_id) == 8 else 0
+    out.start[row] = np.uint64(span.start_time_unix_nano).astype(np.int64)
+    out.end[row] = np.uint64(span.end_time_unix_nano).astype(np.int64)
+    out.status[row] = min(span.status.code, 255)
+    out.name[row] = out.name_code(span.name)
+    for kv in span.attributes:
+        if kv.value.WhichOneof("value") is not None:
+            out.add(kv.key, np.array([row], np.int64), _single(_plain(kv.value)))
+    links = [
+        (*np.frombuffer(link.trace_id, ">u8"), int.from_bytes(link.span_id, "big"))
+        for link in span.links
+        if len(link.trace_id) == 16 and len(link.span_id) == 8
+    ]
+    if out.want_links and links:
+        out.links[row] = np.array(links, np.uint64)
+
+
+def _single(value: Any) -> NDArray[Any]:
+    if isinstance(value, bool | int | float):
+        return np.array([value])
+    column = np.empty(1, object)
+    column[0] = value
+    return column
+
+
+# -- columns ----------------------------------------------------------------------------------
+
+
+class _Builder:
+    """Columns being filled: each layout writes its rows."""
+
+    def __init__(self, n: int, want_links: bool) -> None:
+        self.trace = np.zeros((n, 2), np.uint64)
+        self.span = np.zeros(n, np.uint64)
+        self.parent = np.zeros(n, np.uint64)
+        self.start = np.zeros(n, np.int64)
+        self.end = np.zeros(n, np.int64)
+        self.status = np.zeros(n, np.uint8)
+        self.name = np.zeros(n, np.int32)
+        self.names: dict[str, int] = {"": 0}
+        self.parts: dict[str, list[tuple[Int, NDArray[Any]]]] = {}
+        self.links: dict[int, Uint] = {}
+        self.want_links = want_links
+
+    def name_code(self, name: str) -> int:
+        return self.names.setdefault(name, len(self.names))
+
+    def add(self, key: str, rows: Int, values: NDArray[Any]) -> None:
+        self.parts.setdefault(key, []).append((rows, values))
+
+    def finish(self, resource: NDArray[np.int32], resources: list[dict[str, Any]]) -> Spans:
+        return Spans(
+            trace=self.trace,
+            span=self.span,
+            parent=self.parent,
+            name=self.name,
+            start=self.start,
+            end=self.end,
+            status=self.status,
+            resource=resource,
+            names=list(self.names),
+            resources=resources,
+            attributes={key: _column(parts) for key, parts in self.parts.items()},
+            links=self.links,
+        )
+
+
+def _column(parts: list[tuple[Int, NDArray[Any]]]) -> Column:
+    """The parts of one attribute, rows ascending; values of different types become objects."""
+    if len(parts) == 1:
+        return Column(*parts[0])
+    rows = np.concatenate([r for r, _ in parts])
+    arrays = [v for _, v in parts]
+    if len({a.dtype for a in arrays}) > 1:
+        arrays = [a.astype(object) for a in arrays]
+    values = np.concatenate(arrays)
+    if (rows[1:] > rows[:-1]).all():
+        return Column(rows, values)
+    order = np.argsort(rows, kind="stable")
+    rows, values = rows[order], values[order]
+    last = np.append(rows[1:] != rows[:-1], True)  # of a key given twice in a span the last one counts
+    return Column(rows[last], values[last])
+
+
+def _by_value(values: Int) -> Iterable[tuple[int, Int]]:
+    """(value, indices ascending) for each distinct value."""
+    if (values == values[0]).all():
+        return [(int(values[0]), np.arange(len(values)))]
+    order = np.argsort(values, kind="stable")
+    cuts = np.flatnonzero(np.diff(values[order])) + 1
+    return [(int(values[rows[0]]), rows) for rows in np.split(order, cuts)]
