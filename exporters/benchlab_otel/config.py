@@ -1,0 +1,297 @@
+"""The configuration: defaults here, one TOML file over them, the environment over both.
+
+A key `sources.benchlab.rate_hz` is `rate_hz` in the table `[sources.benchlab]` of the file and
+BENCHLAB_OTEL_SOURCES__BENCHLAB__RATE_HZ in the environment (lists with commas).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+PREFIX = "BENCHLAB_OTEL_"
+FILE_VARIABLE = "BENCHLAB_OTEL_CONFIG"
+
+Address = Annotated[str, Meta(pattern=r"^\S+:\d{1,5}$", description="host:port, such as 127.0.0.1:4317")]
+Pair = Annotated[str, Meta(pattern=r"^[^:]+:[^:]+$", description="from:to, such as ingress:display")]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+
+
+def _state_directory() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "benchlab-otel"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Where recorded sessions are kept."""
+
+    data_dir: Path = field(default_factory=_state_directory)
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Where the embedded hub listens: OTLP over gRPC and HTTP, and /metrics."""
+
+    grpc: Address = "127.0.0.1:4317"
+    http: Address = "127.0.0.1:4318"
+    metrics: Address = "127.0.0.1:9109"
+    max_request_mib: Positive = 64.0
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A frame that has not ended after `timeout_s` is dropped; `spill_limit_mib` may wait on disk."""
+
+    timeout_s: Positive = 10.0
+    flush_interval_s: Positive = 0.2
+    spill_limit_mib: NotNegative = 256.0
+
+
+@dataclass(frozen=True, slots=True)
+class Align:
+    """`lateness_s`: how late a span may arrive; `pairs` of marks get a latency metric each."""
+
+    lateness_s: Positive = 5.0
+    calibration_interval_sec: Positive = 60.0
+    pairs: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Benchlab:
+    """`ports` empty = every BENCHLAB found on USB; lag and averaging window only where known."""
+
+    rate_hz: Positive = 20.0
+    ports: tuple[str, ...] = ()
+    lag_ms: NotNegative | None = None
+    window_ms: NotNegative | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rapl:
+    """RAPL energy counters of the processor."""
+
+    rate_hz: Positive = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Load, memory, disks and network of the host."""
+
+    rate_hz: Positive = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """`enabled`: the sources that `run` and `record` start."""
+
+    enabled: tuple[str, ...] = ("benchlab", "rapl", "host")
+    benchlab: Benchlab = field(default_factory=Benchlab)
+    rapl: Rapl = field(default_factory=Rapl)
+    host: Host = field(default_factory=Host)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be configured."""
+
+    session: Session = field(default_factory=Session)
+    hub: Hub = field(default_factory=Hub)
+    probe: Probe = field(default_factory=Probe)
+    align: Align = field(default_factory=Align)
+    sources: Sources = field(default_factory=Sources)
+
+
+class ConfigError(ValueError):
+    """A file or variable that can't be used; each line names file and line, key, and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What is in force for a key, and where it comes from: `default`, `FILE:LINE` or `$NAME`."""
+
+    value: Any
+    origin: str
+
+
+def load(path: Path | None = None) -> Settings:
+    """The settings in force; `path` is the file to read instead of the first one found.
+
+    Raises ConfigError for an unknown key, a wrong type and a file that is not TOML, OSError for a
+    file that can't be read.
+    """
+    return _build(Settings, {key: found.value for key, found in resolve(path).items()}, "")
+
+
+def resolve(path: Path | None = None) -> dict[str, Value]:
+    """Every dotted key with its value and origin; raises like `load`."""
+    known = dict(_keys(Settings(), ""))
+    values = {key: Value(default, "default") for key, (_, default) in known.items()}
+    types = {key: type_ for key, (type_, _) in known.items()}
+    problems: list[str] = []
+    file = path or _file_in_force()
+    if file is not None:
+        values.update(_from_file(file, types, problems))
+    values.update(_from_environment(types, problems))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return values
+
+
+def candidates() -> list[Path]:
+    """The places where a configuration file is looked for, first one first."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    return [home / "benchlab-otel" / "config.toml", Path("/etc/benchlab-otel/config.toml")]
+
+
+def variable(key: str) -> str:
+    """The environment variable of a dotted key."""
+    return PREFIX + key.upper().replace(".", "__")
+
+
+def _file_in_force() -> Path | None:
+    if named := os.environ.get(FILE_VARIABLE):
+        return Path(named)
+    return next((p for p in candidates() if p.is_file()), None)
+
+
+def _keys(section: Any, prefix: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """(dotted key, (type, default)) of every key below a section."""
+    types = get_type_hints(type(section), include_extras=True)
+    for f in fields(section):
+        value = getattr(section, f.name)
+        if is_dataclass(value):
+            yield from _keys(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, (types[f.name], value)
+
+
+_T = TypeVar("_T")
+
+
+def _build(section: type[_T], values: Mapping[str, Any], prefix: str) -> _T:
+    arguments = {}
+    for name, type_ in get_type_hints(section).items():
+        key = prefix + name
+        arguments[name] = values[key] if key in values else _build(type_, values, f"{key}.")
+    return section(**arguments)
+
+
+# -- the file ---------------------------------------------------------------------------------
+
+
+def _from_file(path: Path, types: Mapping[str, Any], problems: list[str]) -> dict[str, Value]:
+    try:
+        text = path.read_text("utf-8")
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: not a TOML file: {error}")
+        return {}
+    lines = _lines(text)
+    values = {}
+    for key, raw in _leaves(table, "", types):
+        origin = f"{path}:{_line(lines, key)}"
+        if key not in types:
+            problems.append(f"{origin}: {_unknown(key, types)}")
+            continue
+        try:
+            values[key] = Value(_convert(raw, types[key], strict=True), origin)
+        except msgspec.ValidationError as error:
+            problems.append(f"{origin}: {key}: {_expected(types[key], error)}, not {raw!r}")
+    return values
+
+
+def _leaves(table: Mapping[str, Any], prefix: str, types: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) down to known keys and to whatever is not known."""
+    for name, value in table.items():
+        key = prefix + name
+        if isinstance(value, dict) and any(k.startswith(f"{key}.") for k in types):
+            yield from _leaves(value, f"{key}.", types)
+        else:
+            yield key, value
+
+
+_TABLE = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?\Z")
+_KEY = re.compile(r"\s*([A-Za-z0-9_\-.\"' ]+?)\s*=")
+
+
+def _lines(text: str) -> dict[str, int]:
+    """The line of each key and table (tomllib does not tell)."""
+    lines: dict[str, int] = {}
+    prefix = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := _TABLE.match(line):
+            prefix = _plain(match[1]) + "."
+            lines.setdefault(_plain(match[1]), number)
+        elif match := _KEY.match(line):
+            lines.setdefault(prefix + _plain(match[1]), number)
+    return lines
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"[\s\"']", "", key)
+
+
+def _line(lines: Mapping[str, int], key: str) -> int:
+    """The key's line, or that of the table or inline table it is in."""
+    while key not in lines and "." in key:
+        key = key.rpartition(".")[0]
+    return lines.get(key, 1)
+
+
+# -- the environment --------------------------------------------------------------------------
+
+
+def _from_environment(types: Mapping[str, Any], problems: list[str]) -> dict[str, Value]:
+    values = {}
+    for name, text in sorted(os.environ.items()):
+        if not name.startswith(PREFIX) or "__" not in name:
+            continue
+        key = name.removeprefix(PREFIX).lower().replace("__", ".")
+        if key not in types:
+            problems.append(f"${name}: {_unknown(key, types)}")
+            continue
+        is_list = get_origin(types[key]) is tuple
+        raw = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        try:
+            values[key] = Value(_convert(raw, types[key], strict=False), f"${name}")
+        except msgspec.ValidationError as error:
+            problems.append(f"${name}: {key}: {_expected(types[key], error)}, not {text!r}")
+    return values
+
+
+# -- values and messages ----------------------------------------------------------------------
+
+
+def _convert(raw: Any, type_: Any, strict: bool) -> Any:
+    if type_ is Path:
+        return Path(msgspec.convert(raw, str)).expanduser()
+    return msgspec.convert(raw, type_, strict=strict)
+
+
+def _expected(type_: Any, error: msgspec.ValidationError) -> str:
+    """What the key takes: its own description where it has one, else msgspec's words."""
+    is_list = get_origin(type_) is tuple
+    inner = get_args(type_)[0] if is_list else type_
+    described = [m.description for m in getattr(inner, "__metadata__", ()) if m.description]
+    what = described[0] if described else re.sub(r"Expected |, got .*| - at .*|`", "", str(error))
+    for name, word in (("array", "list"), ("float", "number"), ("str", "text")):
+        what = what.replace(name, word)
+    return f"expected a list of {'text' if what == 'list' else what}" if is_list else f"expected {what}"
+
+
+def _unknown(key: str, types: Mapping[str, Any]) -> str:
+    if any(k.startswith(f"{key}.") for k in types):
+        return f"{key} is a table, not a value; write [{key}] and its keys below"
+    near = difflib.get_close_matches(key, types, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else "; `benchlab-otel config show` lists all keys"
+    return f"unknown key {key}{hint}"
