@@ -54,7 +54,8 @@ def _to_protobuf(line: bytes, message: Message) -> bytes:
         _fill(message, msgspec.json.decode(line))
         return message.SerializeToString()
     except _Mismatch as error:
-        raise ValueError(f"OTLP/JSON: {''.join(reversed(error.path)).lstrip('.')}: {error}") from None
+        place = "".join(reversed(error.path)).lstrip(".") or "the request"
+        raise ValueError(f"OTLP/JSON: {place}: {error}") from None
     except (msgspec.DecodeError, UnicodeError) as error:
         raise ValueError(f"OTLP/JSON: not JSON: {error}") from None
     except (RecursionError, EncodeError):
