@@ -88,6 +88,7 @@ class Frames:
     stage_names: list[str]
     simulated: bool = False
     service: str = ""
+    first_mark: str = ""  # the mark that a frame begins with, where the probe named it
 
     def __len__(self) -> int:
         return len(self.span)
@@ -137,6 +138,18 @@ class FrameEnergy:
     first: Int
     last: Int
     simulated: bool = False
+
+
+@dataclass(slots=True)
+class Run:
+    """One pipeline of a session: its frames, and what the session's meters say about them.
+
+    Each entry of `energy` has a row for each frame.
+    """
+
+    frames: Frames
+    readings: list[Readings] = field(default_factory=list)
+    energy: list[FrameEnergy] = field(default_factory=list)
 
 
 Resource = Mapping[str, Scalar]
