@@ -6,6 +6,7 @@ Units are UCUM as OpenTelemetry writes them. Prometheus names follow from name, 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,20 +99,68 @@ COLLECT_DURATION = Metric(
     "exporter.collect.duration", "s", "gauge", "Time the source's last reading took.", ("source", "hw.id")
 )
 
+HUB_REQUESTS = Metric("hub.requests", "{request}", "counter", "OTLP requests that arrived.", ("signal",))
+HUB_RECEIVED = Metric("hub.received", "By", "counter", "Bytes of OTLP requests, decompressed.", ("signal",))
+HUB_SPANS = Metric("hub.spans", "{span}", "counter", "Spans that were taken.")
+HUB_REJECTED = Metric(
+    "hub.rejected",
+    "{item}",
+    "counter",
+    "Requests, spans and points that were not taken, by reason.",
+    ("signal", "reason"),
+)
+HUB_LIVE_SKIPPED = Metric(
+    "hub.live.skipped",
+    "{span}",
+    "counter",
+    "Spans that the live view skipped because the aligner was behind; the archive has them.",
+)
+ARCHIVE_LOST = Metric(
+    "archive.lost", "{record}", "counter", "Records that could not be written to disk.", ("file",)
+)
+
+# Units and names as prometheus/otlptranslator has them, which the Collector's exporter calls.
 _UNIT_WORDS = {
-    "s": "seconds", "ms": "milliseconds", "W": "watts", "J": "joules", "V": "volts", "A": "amperes",
-    "Cel": "celsius", "By": "bytes", "Hz": "hertz", "%": "percent", "rpm": "rpm", "1": "ratio",
+    "d": "days", "h": "hours", "min": "minutes", "s": "seconds", "ms": "milliseconds", "us": "microseconds",
+    "ns": "nanoseconds", "By": "bytes", "KiBy": "kibibytes", "MiBy": "mebibytes", "GiBy": "gibibytes",
+    "TiBy": "tibibytes", "KBy": "kilobytes", "MBy": "megabytes", "GBy": "gigabytes", "TBy": "terabytes",
+    "m": "meters", "V": "volts", "A": "amperes", "J": "joules", "W": "watts", "g": "grams", "Cel": "celsius",
+    "Hz": "hertz", "%": "percent", "1": "",
+}  # fmt: skip
+_PER_WORDS = {
+    "s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week", "mo": "month", "y": "year",
 }  # fmt: skip
 
 
 def prometheus_name(name: str, unit: str, kind: Kind) -> str:
-    """The Prometheus metric name that the Collector's exporter gives (counters with `_total`)."""
-    parts = [p for p in "".join(c if c.isalnum() else "_" for c in name).split("_") if p]
-    word = _UNIT_WORDS.get(unit, "" if unit.startswith("{") else unit)
-    if unit == "1" and kind != "gauge":
-        word = ""
-    if word and word not in parts:
-        parts.append(word)
+    """The Prometheus metric name that the Collector's exporter gives (counters with `_total`).
+
+    Words of the name, then the unit's unless it is there already, then `_total` of a counter or
+    `_ratio` of a gauge without unit; "" where nothing is left of the name.
+    """
+    words = [word for word in re.split(r"[^a-zA-Z0-9:]+", name) if word]
+    main, _, per = (part.strip() for part in unit.partition("/"))
+    main = "" if set(main) & set("{}") else _unit_word(_UNIT_WORDS.get(main, main))
+    per = "" if set(per) & set("{}") else _unit_word(_PER_WORDS.get(per, per)).strip("_")
+    per = f"per_{per}" if per else ""
+    if per and per not in words:
+        main = main.removesuffix("_")
+    words += [word for word in (main, per) if word and word not in words]
     if kind == "counter":
-        parts = [p for p in parts if p != "total"] + ["total"]
-    return "_".join(parts)
+        words = [word for word in words if word != "total"] + ["total"]
+    if kind == "gauge" and unit == "1":
+        words = [word for word in words if word != "ratio"] + ["ratio"]
+    joined = "_".join(words)
+    return f"_{joined}" if joined[:1].isdigit() else joined
+
+
+def _unit_word(unit: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9:]+", "_", unit).removeprefix("_")
+
+
+def prometheus_label(name: str) -> str:
+    """The Prometheus label name of an attribute; "" where nothing is left of the name."""
+    label = re.sub(r"[^a-zA-Z0-9_]", "_", name)
+    if not label.strip("_"):
+        return ""
+    return f"key_{label}" if label[0].isdigit() else label
