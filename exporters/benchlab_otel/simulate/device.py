@@ -1,0 +1,285 @@
+"""A BENCHLAB device on a pty: the far end of the real wire, for tests, the demo and trying.
+
+It answers what the exporters ask (see `wire`) and, like the device, nothing to anything else.
+Its name starts with SIMULATED, which is how a reader at the other end knows what it reads.
+
+From ORIGINAL firmware 5 and BENCHLAB 2 firmware 6 the device pushes a welcome when the port's RTS
+line rises. A pty has no such line, so the emulator pushes it when it sees the port opened, which
+it looks for every 5 ms: a client drains 50 ms after opening, as with the device.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import tempfile
+import time
+import tty
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchlab_otel import wire
+from benchlab_otel.simulate.truth import Truth
+from benchlab_otel.timebase import anchor
+
+_OPEN_POLL_S = 0.005
+_PLUG_POLL_MS = 20  # how late the thread may notice `unplug` and `stop`
+_VIN = 13
+
+
+@dataclass(frozen=True)
+class Meter:
+    """How the emulated meter sees the truth, all in seconds and watts.
+
+    A reading at time t is the mean over [t - lag - width, t - lag] (width 0: the instant t - lag)
+    plus normal noise on each rail that draws power. The answer leaves `delay` plus up to `jitter`
+    after the request came; t is halfway, so that a reader's midpoint is right on average.
+    """
+
+    lag: float = 0.0
+    width: float = 0.0
+    noise: float = 0.0
+    delay: float = 0.0
+    jitter: float = 0.0
+
+
+@dataclass
+class Board:
+    """Everything the device reports besides power, in °C, relative humidity 0..1, rpm and volts.
+
+    None is an input without a sensor. Shorter lists leave the device's other inputs without.
+    """
+
+    chip: float = 41.0
+    ambient: float = 23.5
+    humidity: float = 0.42
+    temperatures: list[float | None] = field(default_factory=lambda: [31.0, None, 45.5])
+    fans: list[int] = field(default_factory=lambda: [1200, 900])
+    fan_duty: int = 60
+    inputs: list[float | None] = field(default_factory=lambda: [1.25])
+
+
+@dataclass
+class Faults:
+    """Misbehaviour that can be switched while the emulator runs."""
+
+    silent: bool = False
+    late: float = 0.0  # seconds that every answer is held back
+    garbled: Literal["", "noise", "shifted"] = ""  # random bytes, or the answer's own bytes out of step
+    short: int = 0  # bytes missing at the end of every answer
+    welcome: bool = False  # an unsolicited welcome before every answer
+
+
+class Emulator:
+    """One emulated device; `path` is the port, stable through `unplug` and `replug`.
+
+    Raises LookupError for a product or firmware without a contract and OSError where no pty or
+    link can be made.
+    """
+
+    def __init__(
+        self,
+        truth: Truth,
+        product: str = "original",
+        firmware: int | None = None,
+        meter: Meter | None = None,
+        board: Board | None = None,
+        path: Path | None = None,
+        seed: int | None = None,
+    ) -> None:
+        product_id = wire.PRODUCTS[product]
+        self.layout = wire.layout(product_id, firmware or wire.newest_firmware(product_id))
+        self.truth = truth
+        self.meter = meter or Meter()
+        self.board = board or Board()
+        self.faults = Faults()
+        self.calibration = bytes(self.layout.calibration_size)
+        self.requests = 0
+        self._random = np.random.default_rng(seed)
+        self.uid = self._random.bytes(wire.UID_SIZE)
+        self._own_folder = None if path else tempfile.TemporaryDirectory(prefix="benchlab-emulator-")
+        self.path = path or Path(self._own_folder.name if self._own_folder else "") / "ttyBENCHLAB"
+        self._master: int | None = None  # this and the link are touched by the emulator's thread only
+        self._plugged = True
+        self._settled = Event()
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="benchlab-emulator", daemon=True)
+        self._answers: dict[int, Callable[[], bytes]] = {
+            wire.WELCOME: self._welcome,
+            wire.READ_SENSORS: self._sensors,
+            wire.READ_NAME: self._name,
+            wire.READ_CALIBRATION: lambda: self.calibration,
+            wire.READ_UID: lambda: self.uid,
+            wire.READ_VENDOR_DATA: self._vendor_data,
+        }
+
+    # -- life -------------------------------------------------------------------------------
+
+    def start(self) -> Emulator:
+        """Plugs the device in and answers from a thread of its own."""
+        self._open()
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Unplugs the device for good and removes its path."""
+        self._stop.set()
+        self._thread.join()
+        if self._own_folder:
+            self._own_folder.cleanup()
+
+    def __enter__(self) -> Emulator:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def unplug(self) -> None:
+        """The port vanishes; whoever has it open gets an I/O error."""
+        self._plug(False)
+
+    def replug(self) -> None:
+        """The port comes back under the same path."""
+        self._plug(True)
+
+    def _plug(self, plugged: bool) -> None:
+        self._plugged = plugged
+        self._settled.clear()
+        self._settled.wait()
+
+    def _open(self) -> None:
+        master, slave = pty.openpty()
+        os.set_blocking(master, False)
+        tty.setraw(slave)
+        link = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        link.symlink_to(os.ttyname(slave))
+        link.replace(self.path)
+        os.close(slave)
+        self._master = master
+
+    def _close(self) -> None:
+        self.path.unlink(missing_ok=True)
+        if self._master is not None:
+            os.close(self._master)
+        self._master = None
+
+    # -- the wire ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        opened = False
+        while not self._stop.is_set():
+            if self._plugged and self._master is None:
+                self._open()
+            elif not self._plugged:
+                self._close()
+            self._settled.set()
+            request, is_open = self._poll(opened)
+            if is_open and not opened and self.layout.welcome_size == wire.LONG_WELCOME_SIZE:
+                self._write(self._welcome())
+            opened = is_open
+            if request:
+                self._serve(request)
+            elif not is_open:
+                self._stop.wait(_OPEN_POLL_S)
+        self._close()
+        self._settled.set()
+
+    def _poll(self, opened: bool) -> tuple[bytes, bool]:
+        """(the packet that came, if any; whether somebody has the port open)."""
+        if self._master is None:
+            return b"", False
+        poll = select.poll()
+        poll.register(self._master, select.POLLIN)
+        events = dict(poll.poll(_PLUG_POLL_MS if opened else 0)).get(self._master, 0)
+        if events & select.POLLHUP:
+            return b"", False
+        return (os.read(self._master, 4096) if events & select.POLLIN else b""), True
+
+    def _serve(self, request: bytes) -> None:
+        """Answers one packet; the firmware checks its length and ignores what is wrong."""
+        arrived = time.monotonic()
+        self.requests += 1
+        answer = self._answers.get(request[0])
+        if self.faults.silent or answer is None or len(request) != 1:
+            return
+        delay = self.meter.delay + self.meter.jitter * self._random.random()
+        self._stop.wait(delay / 2)
+        reply = self._spoil(answer())
+        self._stop.wait(max(0.0, arrived + delay + self.faults.late - time.monotonic()))
+        self._write(reply)
+
+    def _spoil(self, reply: bytes) -> bytes:
+        if self.faults.garbled == "noise":
+            reply = self._random.bytes(len(reply))
+        elif self.faults.garbled == "shifted":
+            by = int(self._random.integers(1, max(2, len(reply))))
+            reply = reply[by:] + reply[:by]
+        if self.faults.welcome:
+            reply = self._welcome() + reply
+        return reply[: len(reply) - self.faults.short] if self.faults.short else reply
+
+    def _write(self, data: bytes) -> None:
+        # a client that does not read fills the pty: what does not fit is lost, as on the device
+        if self._master is not None:
+            with suppress(BlockingIOError):
+                os.write(self._master, data)
+
+    # -- answers ----------------------------------------------------------------------------
+
+    def _welcome(self) -> bytes:
+        if self.layout.welcome_size < wire.LONG_WELCOME_SIZE:
+            return wire.GREETING.ljust(self.layout.welcome_size, b"\0")
+        return self.layout.product.encode().ljust(self.layout.welcome_size, b"\0")
+
+    def _name(self) -> bytes:
+        return f"{wire.SIMULATED_NAME} {self.layout.product}".encode().ljust(wire.NAME_SIZE, b"\0")
+
+    def _vendor_data(self) -> bytes:
+        return bytes([wire.VENDOR_ID, self.layout.product_id, self.layout.firmware])
+
+    def _sensors(self) -> bytes:
+        now = anchor().now_ns()
+        end = now - int(self.meter.lag * 1e9)
+        watts = self.truth.rail_watts(end - int(self.meter.width * 1e9), end)
+        row = np.zeros((), self.layout.sensors)
+        for i, rail in enumerate(self.layout.rails):
+            row["PowerReadings"][i] = self._power(rail, watts)
+        self._surroundings(row)
+        return row.tobytes()
+
+    def _power(self, rail: str, watts: dict[str, float]) -> tuple[int, int, int]:
+        """(mV, mA, mW) of a rail, or of a connector's wire: a sixth of the connector."""
+        connector, _, wire_number = rail.partition("_W")
+        volts = wire.NOMINAL_VOLTS[connector]
+        power = watts[connector] / (6 if wire_number else 1)
+        if power and self.meter.noise:
+            power += self.meter.noise * self._random.standard_normal()
+        return round(volts * 1e3), round(power / volts * 1e3), round(power * 1e3)
+
+    def _surroundings(self, row: NDArray[np.void]) -> None:
+        board = self.board
+        row["Vin"] = _inputs(board.inputs, 1e3, _VIN)
+        row["Vdd"], row["Vref"] = 3300, 2500
+        row["Tchip"] = round(board.chip / self.layout.chip_degrees)
+        row["Ts"] = _inputs(board.temperatures, 10, len(self.layout.temperatures))
+        row["Tamb"], row["Hum"] = round(board.ambient * 10), round(board.humidity * 1000)
+        row["FanExtDuty"] = wire.NO_EXTERNAL_DUTY
+        for i, rpm in enumerate(board.fans):
+            row["Fans"][i] = (1, board.fan_duty, rpm)
+
+
+def _inputs(values: list[float | None], scale: float, count: int) -> list[int]:
+    """Raw values of `count` inputs; those without a sensor read ABSENT."""
+    raw = [wire.ABSENT if value is None else round(value * scale) for value in values]
+    return (raw + [wire.ABSENT] * count)[:count]
