@@ -18,6 +18,7 @@ PIPELINE_NAME = "pipeline.name"
 PIPELINE_STAGE = "pipeline.stage"
 FRAME_NUMBER = "frame.number"
 FRAME_OUTCOME = "frame.outcome"
+FIRST_MARK = "frame.first_mark"  # name of the mark that a frame begins with
 HW_ID, HW_TYPE = "hw.id", "hw.type"
 POWER_PREFIX, ENERGY_PREFIX = "hw.power.", "hw.energy."  # + domain; a domain has no dot in its name
 METER_LAG, METER_WINDOW = "meter.lag_ns", "meter.window_ns"

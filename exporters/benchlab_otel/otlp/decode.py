@@ -422,8 +422,8 @@ def _other(raw: bytes) -> Any:
 
 
 def _u64(table: Bytes, at: int, size: int, dtype: str) -> NDArray[Any]:
-    numbers: NDArray[Any] = np.ascontiguousarray(table[:, at : at + size]).view(dtype)
-    return numbers.astype(dtype[1:], copy=False)
+    numbers: NDArray[Any] = np.ascontiguousarray(table[:, at : at + size]).view(dtype).astype(dtype[1:])
+    return numbers
 
 
 def _parse_layout(image: Bytes, offset: int) -> _Layout:

@@ -1,0 +1,154 @@
+"""The join in time: frames and readings in, each frame with its energy out.
+
+A pure function of the sequence of spans: a live run, which feeds blocks as they arrive, and its
+archive, read later, give the same figures. A frame waits until every meter that is alive has a
+reading past its end, at most `meter_wait_ns` of event time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchlab_otel.align.clock import Clock, to_time_base
+from benchlab_otel.align.frames import Assembly, assemble, finish
+from benchlab_otel.align.interpolate import LOOK_BACK, frame_energy
+from benchlab_otel.align.readings import Key, append, extract, since
+from benchlab_otel.model import FrameEnergy, Frames, Int, Readings, Spans
+
+KEEP_NS = 60_000_000_000  # readings are kept this long: the longest frame that gets its energy
+
+
+@dataclass(slots=True)
+class Aligned:
+    """Frames of one pipeline with their energy; `readings[i]` is what `energy[i]` came from."""
+
+    frames: Frames
+    energy: list[FrameEnergy]
+    readings: list[Readings]
+
+
+@dataclass(slots=True)
+class Aligner:
+    """What the aligner knows between two blocks. Bounded: it grows with rates, not with time."""
+
+    lateness_ns: int = 500_000_000
+    meter_wait_ns: int = 2_000_000_000
+    clock: Clock = field(default_factory=Clock)
+    assembly: Assembly = field(init=False)
+    readings: dict[Key, Readings] = field(default_factory=dict)
+    waiting: list[Frames] = field(default_factory=list)
+    late_readings: int = 0
+
+    def __post_init__(self) -> None:
+        self.assembly = Assembly(self.lateness_ns)
+
+
+def align(state: Aligner, spans: Spans) -> list[Aligned]:
+    """Takes in a block of spans (its times are shifted in place); returns the frames that are done."""
+    to_time_base(state.clock, spans)
+    for new in extract(spans):
+        key = (new.meter, new.domain)
+        state.readings[key], late = append(state.readings.get(key), new)
+        state.late_readings += late
+    state.waiting += assemble(state.assembly, spans)
+    out = _ready(state, _horizon(state))
+    _forget(state)
+    return out
+
+
+def close(state: Aligner) -> list[Aligned]:
+    """Everything that still waits, at the end of the data."""
+    state.waiting += finish(state.assembly)
+    return _ready(state, np.iinfo(np.int64).max)
+
+
+def _horizon(state: Aligner) -> int:
+    """Frames that ended before this can be aligned: all living meters are past it, or it is long ago."""
+    patience = state.assembly.watermark - state.meter_wait_ns
+    covered = [int(r.time[-1]) - r.window_ns // 2 for r in state.readings.values() if len(r)]
+    alive = [time for time in covered if time > patience]
+    return max(patience, min(alive, default=patience))
+
+
+def _ready(state: Aligner, horizon: int) -> list[Aligned]:
+    out, waiting = [], []
+    for frames in state.waiting:
+        count = int(np.searchsorted(frames.end, horizon, side="right"))
+        if count:
+            out.append(_with_energy(part(frames, 0, count), state.readings))
+        if count < len(frames):
+            waiting.append(part(frames, count, len(frames)))
+    state.waiting = waiting
+    return out
+
+
+def _with_energy(frames: Frames, readings: dict[Key, Readings]) -> Aligned:
+    series = list(readings.values())
+    energy = [frame_energy(r, frames.begin, frames.end) for r in series]
+    known = [i for i, e in enumerate(energy) if np.isfinite(e.energy).any()]
+    return Aligned(frames, [energy[i] for i in known], [series[i] for i in known])
+
+
+def _forget(state: Aligner) -> None:
+    oldest = min([state.assembly.watermark - KEEP_NS, *(int(f.begin.min()) for f in state.waiting)])
+    for key, readings in state.readings.items():
+        if len(readings) and readings.time[len(readings) // 2] < oldest:
+            state.readings[key] = since(readings, oldest, keep_before=2 * LOOK_BACK)
+
+
+def part(frames: Frames, first: int, last: int) -> Frames:
+    """Frames `first` to `last` (exclusive) with their stages."""
+    a, b = np.searchsorted(frames.stage_frame, [first, last])
+    return Frames(
+        pipeline=frames.pipeline,
+        trace=frames.trace[first:last],
+        span=frames.span[first:last],
+        begin=frames.begin[first:last],
+        end=frames.end[first:last],
+        number=frames.number[first:last],
+        outcome=frames.outcome[first:last],
+        stage_frame=frames.stage_frame[a:b] - first,
+        stage=frames.stage[a:b],
+        stage_begin=frames.stage_begin[a:b],
+        stage_end=frames.stage_end[a:b],
+        stage_names=frames.stage_names,
+        simulated=frames.simulated,
+        service=frames.service,
+        first_mark=frames.first_mark,
+    )
+
+
+def join_frames(blocks: list[Frames]) -> Frames:
+    """One Frames from consecutive blocks of the same pipeline, in order of their end."""
+    if len(blocks) == 1:
+        return blocks[0]
+    names: dict[str, int] = {}
+    stage: list[NDArray[np.int32]] = []
+    owner: list[Int] = []
+    base = 0
+    for block in blocks:
+        codes = np.array([names.setdefault(n, len(names)) for n in block.stage_names], np.int32)
+        stage.append(codes[block.stage] if len(block.stage) else block.stage)
+        owner.append(block.stage_frame + base)
+        base += len(block)
+    first = blocks[0]
+    return Frames(
+        pipeline=first.pipeline,
+        trace=np.concatenate([b.trace for b in blocks]),
+        span=np.concatenate([b.span for b in blocks]),
+        begin=np.concatenate([b.begin for b in blocks]),
+        end=np.concatenate([b.end for b in blocks]),
+        number=np.concatenate([b.number for b in blocks]),
+        outcome=np.concatenate([b.outcome for b in blocks]),
+        stage_frame=np.concatenate(owner),
+        stage=np.concatenate(stage).astype(np.int32),
+        stage_begin=np.concatenate([b.stage_begin for b in blocks]),
+        stage_end=np.concatenate([b.stage_end for b in blocks]),
+        stage_names=list(names),
+        simulated=any(b.simulated for b in blocks),
+        service=first.service,
+        first_mark=first.first_mark,
+    )
