@@ -1,0 +1,61 @@
+"""Files of exports: whole or not at all, and JSON from arrays without an object for each value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 1 << 15  # values that become text together
+
+Array = NDArray[Any]
+Lazy = Callable[[], Array]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes its name only when it is whole."""
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        with draft.open("wb") as out:
+            yield out
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def dump_json(out: IO[bytes], node: Any) -> None:
+    """Writes a tree of dicts, lists, arrays (or functions that compute them) and plain values as JSON.
+
+    NaN is written as `NaN`: strict JSON has no word for it.
+    """
+    if callable(node):
+        node = node()
+    if isinstance(node, np.ndarray):
+        _array(out, node)
+    elif isinstance(node, dict):
+        for i, (key, value) in enumerate(node.items()):
+            out.write((b"," if i else b"{") + msgspec.json.encode(key) + b":")
+            dump_json(out, value)
+        out.write(b"}" if node else b"{}")
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            out.write(b"," if i else b"[")
+            dump_json(out, value)
+        out.write(b"]" if node else b"[]")
+    else:
+        out.write(msgspec.json.encode(node))
+
+
+def _array(out: IO[bytes], values: Array) -> None:
+    out.write(b"[")
+    for at in range(0, len(values), BLOCK):
+        text = msgspec.json.encode(values[at : at + BLOCK].tolist())[1:-1]
+        # the encoder writes NaN as null
+        out.write((b"," if at else b"") + text.replace(b"null", b"NaN"))
+    out.write(b"]")
