@@ -61,26 +61,32 @@ class Probe:
 class Align:
     """`lateness_s`: how late a span may arrive; `pairs` of marks get a latency metric each."""
 
-    lateness_s: Positive = 5.0
+    lateness_s: Positive = 0.5
     calibration_interval_sec: Positive = 60.0
     pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Benchlab:
-    """`ports` empty = every BENCHLAB found on USB; lag and averaging window only where known."""
+    """`ports` empty = every BENCHLAB found on USB; lag and averaging window only where known.
+
+    An emulator says itself that it is simulated; `simulated` is for one that does not.
+    """
 
     rate_hz: Positive = 20.0
     ports: tuple[str, ...] = ()
     lag_ms: NotNegative | None = None
     window_ms: NotNegative | None = None
+    timeout_s: Positive = 0.25
+    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Rapl:
-    """RAPL energy counters of the processor."""
+    """RAPL energy counters of the processor; `sysfs` is another path in containers (/host/sys)."""
 
     rate_hz: Positive = 100.0
+    sysfs: Path = Path("/sys")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchlab_otel.align.clock import Clock, to_time_base
 from benchlab_otel.align.frames import Assembly, assemble, finish
 from benchlab_otel.align.interpolate import LOOK_BACK, frame_energy
-from benchlab_otel.align.readings import Key, append, extract, since
+from benchlab_otel.align.readings import Key, append, extract, since, slice_of
 from benchlab_otel.model import FrameEnergy, Frames, Int, Readings, Spans
 
 KEEP_NS = 60_000_000_000  # readings are kept this long: the longest frame that gets its energy
@@ -36,6 +36,7 @@ class Aligner:
 
     lateness_ns: int = 500_000_000
     meter_wait_ns: int = 2_000_000_000
+    keep_ns: int = KEEP_NS
     clock: Clock = field(default_factory=Clock)
     assembly: Assembly = field(init=False)
     readings: dict[Key, Readings] = field(default_factory=dict)
@@ -87,13 +88,28 @@ def _ready(state: Aligner, horizon: int) -> list[Aligned]:
 
 def _with_energy(frames: Frames, readings: dict[Key, Readings]) -> Aligned:
     series = list(readings.values())
-    energy = [frame_energy(r, frames.begin, frames.end) for r in series]
+    energy = [_around(r, frames) for r in series]
     known = [i for i, e in enumerate(energy) if np.isfinite(e.energy).any()]
     return Aligned(frames, [energy[i] for i in known], [series[i] for i in known])
 
 
+def _around(readings: Readings, frames: Frames) -> FrameEnergy:
+    """The frames' energy from the stretch of readings around them, so that cost follows the frames.
+
+    The stretch is the same whether or not later readings are there yet, and so are the figures.
+    """
+    half = readings.window_ns // 2
+    first = int(np.searchsorted(readings.time, frames.begin.min() + half)) - 2 * LOOK_BACK
+    last = int(np.searchsorted(readings.time, frames.end.max() + half, side="right")) + 1
+    first = max(0, first)
+    energy = frame_energy(slice_of(readings, first, last), frames.begin, frames.end)
+    for rows in (energy.first, energy.last):
+        rows[rows >= 0] += first
+    return energy
+
+
 def _forget(state: Aligner) -> None:
-    oldest = min([state.assembly.watermark - KEEP_NS, *(int(f.begin.min()) for f in state.waiting)])
+    oldest = min([state.assembly.watermark - state.keep_ns, *(int(f.begin.min()) for f in state.waiting)])
     for key, readings in state.readings.items():
         if len(readings) and readings.time[len(readings) // 2] < oldest:
             state.readings[key] = since(readings, oldest, keep_before=2 * LOOK_BACK)

@@ -1,19 +1,29 @@
 """Energy of a window from readings around it: prefix sums, so a window costs two look-ups.
 
 Between two readings the power is not known. The value is the plain one (power readings joined by
-straight lines, counters interpolated linearly); the uncertainty says how far the truth may be off,
-from how much the power moved around the window. Model: the power's fast part is white noise of
-spectral density S = s²·w (s: deviation of the readings from one to the next, w: time that one
-reading averages over). Given the energy of a whole interval of length T, the energy of a part d of
-it then has variance S·d·(T - d)/T, that of a Brownian bridge.
+straight lines, counters interpolated linearly); the uncertainty says how far the truth may be off:
+
+- What the readings show: the power's fast part as white noise of spectral density S = s²·w (s:
+  deviation of the readings from one to the next, w: time that one reading averages over). Given the
+  energy of an interval of length T, that of a part d of it has variance S·d·(T - d)/T, as a Brownian
+  bridge has.
+- What they can't show: below its own rate a meter says only that power is not negative. The mean
+  power m may have been anything from 0 to 2m in the part d of an edge interval, so the energy may be
+  off by up to m·min(d, T - d); 95 % of that range is taken, and the two edges are added up, because
+  the pipeline's own work makes both err the same way. A power reading may stand for the time around
+  it or for the time before it, so for power meters the worse of both phases counts.
+- When the readings were taken: half the round trip, uniform, times s.
+
+So a frame much shorter than the meter's period has an interval of nearly ±100 %: a single window
+can't be told from its neighbours by interpolation. Conditioning on the stages can.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchlab_otel.model import Bool, Float, FrameEnergy, Int, Readings
 
@@ -28,9 +38,9 @@ class Curve:
 
     n readings, n-1 intervals. `time` (n,) int64 ns; `energy` (n,) J since the first reading; `power` (n,) W
     at the readings (power meters) or None (counters: constant within an interval); `density` (n,)
-    J²/s, S of the intervals up to this reading; `step` (n,) W, the local deviation s; `jitter` (n,) s, the
-    standard deviation of the reading's time; `gaps` (n,) how many of the intervals before are gaps;
-    `typical` the median interval in s.
+    J²/s, S of the intervals up to this reading; `step` (n,) W, the local deviation s; `level` (n,) W,
+    the local mean m; `jitter` (n,) s, the standard deviation of the reading's time; `gaps` (n,) how
+    many of the intervals before are gaps.
     """
 
     time: Int
@@ -38,9 +48,9 @@ class Curve:
     power: Float | None
     density: Float
     step: Float
+    level: Float
     jitter: Float
     gaps: Int
-    typical: float
 
 
 def curve(readings: Readings) -> Curve | None:
@@ -64,18 +74,18 @@ def curve(readings: Readings) -> Curve | None:
         energy = np.append(0.0, np.cumsum((power[1:] + power[:-1]) * 0.5 * span))
         level = power
     window = readings.window_ns * 1e-9 or typical
-    deviation = _deviation(level)
+    deviation, mean = _deviation(level), _running_mean(level)
     if power is None:
-        deviation = np.append(deviation[:1], deviation)
+        deviation, mean = np.append(deviation[:1], deviation), np.append(mean[:1], mean)
     return Curve(
         time=time,
         energy=energy,
         power=power,
         density=deviation**2 * window,
         step=deviation,
+        level=mean,
         jitter=readings.uncertainty * (1e-9 / np.sqrt(3.0)),
         gaps=np.append(0, np.cumsum(gap)),
-        typical=typical,
     )
 
 
@@ -87,10 +97,18 @@ def _deviation(level: Float) -> Float:
     """
     if len(level) < 2:
         return np.zeros(len(level))
-    squares = np.append(0.0, np.cumsum(np.diff(level) ** 2))
-    last = np.maximum(np.arange(len(level)), min(LOOK_BACK, len(level) - 1))
-    first = np.maximum(last - LOOK_BACK, 0)
-    return np.sqrt(np.maximum(squares[last] - squares[first], 0.0) / (2.0 * (last - first)))
+    return np.sqrt(_running_mean(np.diff(level, prepend=level[0]) ** 2, skip=1) / 2.0)
+
+
+def _running_mean(values: Float, skip: int = 0) -> Float:
+    """Mean (n,) of the last LOOK_BACK values; the first few rows take in what is there.
+
+    `skip` leading values are no data.
+    """
+    sums = np.append(0.0, np.cumsum(values))
+    last = np.maximum(np.arange(1, len(values) + 1), min(LOOK_BACK + skip, len(values)))
+    first = np.maximum(last - LOOK_BACK, skip)
+    return np.maximum(sums[last] - sums[first], 0.0) / (last - first)
 
 
 def window_energy(found: Curve, begin: Int, end: Int) -> tuple[Float, Float, Int, Int]:
@@ -105,8 +123,9 @@ def window_energy(found: Curve, begin: Int, end: Int) -> tuple[Float, Float, Int
     low_in, high_in = np.clip(low, 0, n - 2), np.clip(high, 1, n - 1)
     covered &= found.gaps[high_in] == found.gaps[low_in]
     energy = _at(found, end, high_in - 1) - _at(found, begin, low_in)
-    variance = _bridge(found, begin, end, low_in, high_in) + _timing(found, low_in, high_in)
-    half = Z95 * np.sqrt(variance)
+    edges = _edges(found, begin, end, low_in, high_in)
+    variance = found.density[high_in] * edges.bridge + _timing(found, low_in, high_in)
+    half = np.hypot(Z95 * np.sqrt(variance), 0.95 * np.abs(found.level[high_in]) * edges.unseen)
     return (
         np.where(covered, energy, np.nan),
         np.where(covered, half, np.nan),
@@ -126,20 +145,33 @@ def _at(found: Curve, time: Int, interval: Int) -> Float:
     return found.energy[interval] + inside * (begin + rise * inside / (2.0 * width))
 
 
-def _bridge(found: Curve, begin: Int, end: Int, low: Int, high: Int) -> Float:
-    """Variance (n,) J² of what is not known between the readings at both edges."""
+@dataclass(slots=True)
+class _Edges:
+    """Of the edge intervals of windows (n,): `bridge` s, the sum of d·(T - d)/T, and `unseen` s, that
+    of min(d, T - d)."""
 
-    def part(inside: NDArray[np.floating], width: NDArray[np.floating]) -> NDArray[np.floating]:
-        return inside * np.maximum(width - inside, 0.0) / width
+    bridge: Float
+    unseen: Float
 
-    density = found.density[high]
-    first = (found.time[low + 1] - found.time[low]) * 1e-9
-    last = (found.time[high] - found.time[high - 1]) * 1e-9
-    head = (found.time[low + 1] - begin) * 1e-9
-    tail = (end - found.time[high - 1]) * 1e-9
+
+def _edges(found: Curve, begin: Int, end: Int, low: Int, high: Int) -> _Edges:
+    first = (found.time[low + 1] - found.time[low]) / 1e9
+    last = (found.time[high] - found.time[high - 1]) / 1e9
+    head = (found.time[low + 1] - begin) / 1e9
+    tail = (end - found.time[high - 1]) / 1e9
+    inside = (end - begin) / 1e9
     same: Bool = low + 1 >= high
-    inside = (end - begin) * 1e-9
-    return density * np.where(same, part(inside, first), part(head, first) + part(tail, last))
+
+    def both(part: Callable[[Float, Float], Float]) -> Float:
+        return np.where(same, part(inside, first), part(head, first) + part(tail, last))
+
+    def unseen(part: Float, width: Float) -> Float:
+        nearest = np.minimum(part, np.maximum(width - part, 0.0))
+        if found.power is None:
+            return nearest
+        return np.minimum(part, np.maximum(nearest, width / 2 - nearest))
+
+    return _Edges(bridge=both(lambda d, width: d * np.maximum(width - d, 0.0) / width), unseen=both(unseen))
 
 
 def _timing(found: Curve, low: Int, high: Int) -> Float:

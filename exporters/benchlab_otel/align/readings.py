@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -113,7 +112,12 @@ def append(before: Readings | None, new: Readings) -> tuple[Readings, int]:
 def since(readings: Readings, time_ns: int, keep_before: int) -> Readings:
     """The readings from `time_ns` on, and `keep_before` earlier ones."""
     first = max(0, int(np.searchsorted(readings.time, time_ns)) - keep_before)
-    return _take(readings, slice(first, None))
+    return slice_of(readings, first, len(readings))
+
+
+def slice_of(readings: Readings, first: int, last: int) -> Readings:
+    """Readings `first` to `last` (exclusive), as views."""
+    return _take(readings, slice(first, last))
 
 
 def _unique(readings: Readings) -> Readings:
@@ -155,11 +159,3 @@ def _take(readings: Readings, rows: slice | Bool) -> Readings:
         window_ns=readings.window_ns,
         simulated=readings.simulated,
     )
-
-
-def concatenate(blocks: Iterable[Readings]) -> Readings | None:
-    """One series from several blocks of the same meter and domain."""
-    whole: Readings | None = None
-    for block in blocks:
-        whole, _ = append(whole, block)
-    return whole

@@ -1,0 +1,114 @@
+"""Aligned frames to the metrics of the contract: histograms and counters with exemplars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchlab_otel import contract
+from benchlab_otel.align.aligner import Aligned
+from benchlab_otel.align.marks import UnknownMark, latency
+from benchlab_otel.contract import Metric
+from benchlab_otel.model import OUTCOMES, Exemplar, Float, Frames, HistogramPoint, Int, Point
+
+Labels = tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Histogram:
+    counts: Int
+    sum: float = 0.0
+    exemplars: dict[int, Exemplar] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class FrameMetrics:
+    """Cumulative metrics of all frames taken in; `pairs` are the mark pairs that get a latency."""
+
+    start_ns: int
+    pairs: Sequence[str] = ()
+    histograms: dict[tuple[Metric, Labels], _Histogram] = field(default_factory=dict)
+    counters: dict[tuple[Metric, Labels], int] = field(default_factory=dict)
+
+
+def take_in(state: FrameMetrics, aligned: Aligned) -> None:
+    """Adds frames with their stages and energies."""
+    frames = aligned.frames
+    everything = np.arange(len(frames))
+    pipeline = frames.pipeline
+    for code, count in enumerate(np.bincount(frames.outcome, minlength=len(OUTCOMES)).tolist()):
+        key = (contract.FRAMES, (pipeline, OUTCOMES[code]))
+        state.counters[key] = state.counters.get(key, 0) + count
+    seconds = (frames.end - frames.begin) / 1e9
+    _observe(state, contract.FRAME_DURATION, (pipeline,), seconds, frames, everything)
+    spent = (frames.stage_end - frames.stage_begin) / 1e9
+    for code, stage in enumerate(frames.stage_names):
+        rows = frames.stage == code
+        _observe(
+            state,
+            contract.STAGE_DURATION,
+            (pipeline, stage),
+            spent[rows],
+            frames,
+            frames.stage_frame[rows],
+        )
+    for pair in state.pairs:
+        _observe_pair(state, pair, frames)
+    for energy in aligned.energy:
+        known = np.flatnonzero(np.isfinite(energy.energy))
+        labels = (pipeline, energy.meter, energy.domain, energy.method)
+        _observe(state, contract.FRAME_ENERGY, labels, energy.energy[known], frames, known)
+
+
+def _observe_pair(state: FrameMetrics, pair: str, frames: Frames) -> None:
+    try:
+        seconds, both = latency(frames, pair)
+    except UnknownMark:
+        return  # another pipeline's pair, or no frame got that far yet
+    begin, _, end = pair.partition(":")
+    rows = np.flatnonzero(both)
+    _observe(state, contract.PAIR_LATENCY, (frames.pipeline, begin, end), seconds[rows], frames, rows)
+
+
+def _observe(
+    state: FrameMetrics, metric: Metric, labels: Labels, values: Float, frames: Frames, owner: Int
+) -> None:
+    """Adds values (n,) to a histogram; `owner` (n,) is the frame that each belongs to."""
+    if not len(values):
+        return
+    bounds = np.array(metric.bounds)
+    found = state.histograms.setdefault((metric, labels), _Histogram(np.zeros(len(bounds) + 1, np.int64)))
+    bucket = np.searchsorted(bounds, values, side="left")  # a bucket includes its upper bound
+    found.counts += np.bincount(bucket, minlength=len(bounds) + 1)
+    found.sum += float(values.sum())
+    _, last = np.unique(bucket[::-1], return_index=True)
+    for i in (len(values) - 1 - last).tolist():
+        frame = owner[i]
+        trace = (int(frames.trace[frame, 0]), int(frames.trace[frame, 1]))
+        found.exemplars[int(bucket[i])] = Exemplar(
+            float(values[i]), int(frames.end[frame]), trace, int(frames.span[frame])
+        )
+
+
+def points(state: FrameMetrics, now_ns: int) -> list[Point | HistogramPoint]:
+    """Every series as it stands."""
+    out: list[Point | HistogramPoint] = [
+        Point(metric, dict(zip(metric.labels, labels, strict=True)), float(n), now_ns, state.start_ns)
+        for (metric, labels), n in state.counters.items()
+    ]
+    for (metric, labels), found in state.histograms.items():
+        named = dict(zip(metric.labels, labels, strict=True))
+        out.append(
+            HistogramPoint(
+                metric,
+                named,
+                found.counts.copy(),
+                found.sum,
+                now_ns,
+                state.start_ns,
+                dict(found.exemplars),
+            )
+        )
+    return out
