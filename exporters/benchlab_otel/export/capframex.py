@@ -397,7 +397,7 @@ def _hash(runs: Sequence[Run], options: Options) -> str:
 
 
 def _guid(runs: Sequence[Run], options: Options) -> uuid.UUID:
-    return uuid.UUID(bytes=bytes.fromhex(_hash(runs, options))[:16])
+    return uuid.UUID(bytes=bytes.fromhex(_hash(runs, options))[:16], version=5)
 
 
 # -- CSV --------------------------------------------------------------------------------------

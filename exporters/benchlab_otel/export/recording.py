@@ -43,8 +43,7 @@ def align_session(
 def _run(blocks: list[Aligned], readings: list[Readings]) -> Run:
     frames = join_frames([b.frames for b in blocks])
     energy = [_energy(blocks, series) for series in readings]
-    known = [i for i, e in enumerate(energy) if e is not None]
-    run = Run(frames, [readings[i] for i in known], [e for e in energy if e is not None])
+    run = Run(frames, readings, [e for e in energy if e is not None])
     return _in_order(run)
 
 

@@ -1,0 +1,50 @@
+"""`report SESSION`: latency and joules of a session."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchlab_otel.align.marks import UnknownMark
+from benchlab_otel.cli import options
+from benchlab_otel.cli.errors import UserError
+from benchlab_otel.cli.session import Reference, find, load
+from benchlab_otel.export.report import make_report, render, to_json
+
+
+def command(
+    session: Reference = "latest",
+    pair: Annotated[
+        list[str] | None, typer.Option(metavar="FROM:TO", help="Also the latency between two marks.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same figures for scripts.")] = False,
+    config: options.ConfigFile = None,
+) -> None:
+    """Stages' latency, joules a frame with their uncertainty, drops, and what could not be resolved.
+
+    \b
+    Examples:
+      benchlab-otel report
+      benchlab-otel report 20261001T12 --pair ingress:display
+      benchlab-otel report latest --json | jq .runs[0].energy
+    """
+    settings = options.settings(config)
+    found = find(session, settings.session.data_dir)
+    runs, faults = load(found)
+    try:
+        reports = [make_report(run, pair or ()) for run in runs]
+    except (UnknownMark, ValueError) as error:
+        raise UserError(str(error)) from None
+    name = found.manifest.id if found.manifest else str(found.path)
+    if as_json:
+        print(to_json(reports, name, [str(fault) for fault in faults]))
+        return
+    console = Console(highlight=False)
+    console.print(f"Session {name}", markup=False)
+    if not reports:
+        console.print("No frame in it: no root span has the attribute pipeline.name.", markup=False)
+    for report in reports:
+        console.print()
+        console.print(render(report))
