@@ -82,6 +82,10 @@ class Frame:
         finally:
             self._append((self._key, STAGE, begin, time.monotonic_ns(), name))
 
+    def record(self, name: str, begin_ns: int, end_ns: int) -> None:
+        """A stage that the caller timed (CLOCK_MONOTONIC, ns)."""
+        self._append((self._key, STAGE, begin_ns, end_ns, name))
+
     def end(self) -> None:
         """The frame is complete."""
         self._append((self._key, END, _COMPLETED, time.monotonic_ns(), ""))
@@ -152,8 +156,10 @@ class Probe:
     ) -> None:
         self.name = name
         self.lost: Counter[str] = Counter()
-        self._own_client = OtlpClient() if sink is None else None
-        self._sink: Sink = sink or self._own_client  # type: ignore[assignment]  # one of both is there
+        self._own_client: OtlpClient | None = None
+        if sink is None:
+            sink = self._own_client = OtlpClient()
+        self._sink = sink
         self._timeout_ns = int(timeout_s * 1e9)
         self._interval_s = interval_s
         self._capacity = capacity

@@ -1,0 +1,395 @@
+"""The log of GStreamer's `latency` tracer (plugins/tracers/gstlatency.c): parsed, and made into frames.
+
+The tracer takes the time of each push of a buffer over a pad. An `element-latency` record tells when
+an element was handed a buffer (`ts - time`) and when it pushed one on (`ts`); a `latency` record when
+a source pushed and when the push into a sink began. One push is one clock reading, so the record of
+the element before has *exactly* the `ts` at which the next one begins. A frame is a `latency` record,
+and its stages are the chain of element records found by these equal times backwards from the sink:
+queues, threads, tees and dropped buffers cannot mix it up.
+
+What the log does not tell:
+
+- Buffers that reach a sink without a `latency` record (all but one of those that came of the same
+  source buffer, as behind a parser) are no frames; `unframed` counts them.
+- Behind an element that makes new buffers (videorate, a muxer) the chain may end early; the time
+  before that belongs to no stage of the frame.
+- An element that holds several buffers (a decoder with reordering) is measured as the tracer does:
+  from the latest buffer whose mark came through to the buffer that left.
+- Where two pushes fall on the same clock tick, the one logged last before is taken; `ambiguous`
+  counts these records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchlab_otel.model import COMPLETED, OUTCOMES, Bool, Int, Resource
+from benchlab_otel.otlp.encode import encode_request
+from benchlab_otel.otlp.ids import mix64, nonzero
+from benchlab_otel.probe.assemble import Assembled, Identity, Names, batches
+
+_LINE = re.compile(
+    rb"^(\d+):(\d\d):(\d\d)\.(\d{9}) +(\d+) +\S+ +TRACE +GST_TRACER [^\n]*?:: "
+    rb"(element-latency|latency), ([^\n]*);\r?$",
+    re.MULTILINE,
+)
+_RECORD = re.compile(rb":: (?:element-)?latency, ")
+_COLUMN = re.compile(rb"^(\d+):(\d\d):(\d\d)\.(\d{9}) +(\d+) ", re.MULTILINE)
+_FIELD = re.compile(rb'([a-z-]+)=\(\w+\)("(?:[^"\\]|\\.)*"|[^,;]*)')
+_COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
+_LONGEST_LINE = 1 << 20
+_CHUNK = 4 << 20
+_LIMIT_NS = 1 << 62  # GST_CLOCK_TIME_NONE and other nonsense lies above
+FRAMES_PER_REQUEST = 5000
+
+ELEMENT, SINK = 0, 1
+
+
+@dataclass(slots=True)
+class Records:
+    """n records in the order of the log; times ns since the start of process `process`.
+
+    `kind` (n,) ELEMENT or SINK; `who` (n,) the element, or the sink, `source` (n,) the source of a
+    SINK record, both into the parser's names; `process` (n,) pid; `begin`, `end` (n,) int64.
+    """
+
+    kind: NDArray[np.int8]
+    who: Int
+    source: Int
+    process: Int
+    begin: Int
+    end: Int
+
+    def __len__(self) -> int:
+        return len(self.who)
+
+    def take(self, rows: Int | Bool | slice) -> Records:
+        return Records(
+            self.kind[rows],
+            self.who[rows],
+            self.source[rows],
+            self.process[rows],
+            self.begin[rows],
+            self.end[rows],
+        )
+
+
+def joined(parts: Sequence[Records]) -> Records:
+    """All in one, in this order."""
+    names = ("kind", "who", "source", "process", "begin", "end")
+    return Records(*(np.concatenate([getattr(part, n) for part in parts]) for n in names))
+
+
+@dataclass(slots=True)
+class Parser:
+    """Takes a log in pieces of any size. `garbled` counts records that could not be read.
+
+    `names` are the elements' names by number (the same name twice in a pipeline gets `#2`);
+    `latest` is the log time (ns since its start) of each process's last line.
+    """
+
+    names: Names = field(default_factory=Names)
+    garbled: int = 0
+    latest: dict[int, int] = field(default_factory=dict)
+    _rest: bytes = b""
+    _ids: dict[bytes, int] = field(default_factory=dict)
+    _uses: Counter[tuple[int, str]] = field(default_factory=Counter)
+
+    def feed(self, data: bytes, last: bool = False) -> Records:
+        """The records of the lines that are complete; `last` takes an unfinished line as one."""
+        data = self._rest + data
+        cut = len(data) if last else data.rfind(b"\n") + 1
+        if len(data) - cut > _LONGEST_LINE:
+            cut = len(data)
+        self._rest, data = data[cut:], data[:cut]
+        if b"\x1b" in data:
+            data = _COLOUR.sub(b"", data)
+        rows = [row for match in _LINE.finditer(data) if (row := self._row(match)) is not None]
+        self.garbled += len(_RECORD.findall(data)) - len(rows)
+        self.latest |= _latest(data)
+        table = np.array(rows, np.int64).reshape(-1, 6)
+        return Records(table[:, 0].astype(np.int8), *(table[:, i] for i in range(1, 6)))
+
+    def _row(self, match: re.Match[bytes]) -> tuple[int, int, int, int, int, int] | None:
+        fields = dict(_FIELD.findall(match[7]))
+        time, end = fields.get(b"time", b""), fields.get(b"ts", b"")
+        if not (time.isdigit() and end.isdigit() and len(time) < 20 and len(end) < 20):
+            return None
+        begin = int(end) - int(time)
+        if begin < 0 or int(end) >= _LIMIT_NS:
+            return None
+        process = int(match[5][:9])
+        if match[6] == b"latency":
+            who = self._code(fields, b"sink-element-id", b"sink-element", b"sink", process)
+            source = self._code(fields, b"src-element-id", b"src-element", b"src", process)
+            kind = SINK
+        else:
+            who = self._code(fields, b"element-id", b"element", b"src", process)
+            source, kind = 0, ELEMENT
+        return None if who < 0 or source < 0 else (kind, who, source, process, begin, int(end))
+
+    def _code(self, fields: dict[bytes, bytes], id_key: bytes, key: bytes, pad: bytes, process: int) -> int:
+        """The number of an element by its id, in old releases by its name or its pad's; -1 = unknown."""
+        name = fields.get(key) or fields.get(pad) or b""
+        identity = b"%d %s" % (process, fields.get(id_key) or name)
+        if identity not in self._ids:
+            if not name:
+                return -1
+            text = name.strip(b'"').decode("utf-8", "replace")
+            self._uses[process, text] += 1
+            if (use := self._uses[process, text]) > 1:
+                text = f"{text}#{use}"
+            self._ids[identity] = self.names.code(text)
+        return self._ids[identity]
+
+
+def _latest(data: bytes) -> dict[int, int]:
+    """The log time (ns) of the last line of each process."""
+    return {int(match[5][:9]): column_ns(match) for match in _COLUMN.finditer(data)}
+
+
+def column_ns(match: re.Match[bytes]) -> int:
+    """The log time `H:MM:SS.nnnnnnnnn` in ns."""
+    hours, minutes, seconds, nanos = (int(match[i]) for i in range(1, 5))
+    return ((hours * 60 + minutes) * 60 + seconds) * 1_000_000_000 + nanos
+
+
+# -- records to frames ------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Chains:
+    """n frames and their m stages: `sink` (n,) rows of their SINK records; `stage_frame` (m,) into
+    the frames, `stage` (m,) rows of the ELEMENT records. `unframed`, `ambiguous`: see above."""
+
+    sink: Int
+    stage_frame: Int
+    stage: Int
+    unframed: int
+    ambiguous: int
+
+
+def chains(records: Records, bins: set[int]) -> Chains:
+    """Finds each frame's element records by equal clock readings, backwards from the sink.
+
+    `bins` are the sinks known to be bins around another sink, which are no frames of their own;
+    those found here are added.
+    """
+    sinks = np.flatnonzero(records.kind == SINK)
+    elements = np.flatnonzero(records.kind == ELEMENT)
+    index = _EndIndex(records, elements)
+    before, ambiguous = index.latest_before(records.begin[elements], elements, records.process[elements])
+    previous = np.full(len(records), -1, np.int64)
+    previous[elements] = before
+
+    # The element record of the push into the sink is logged right after the sink's own.
+    current, _ = index.latest_before(
+        records.end[sinks], np.full(len(sinks), len(records)), records.process[sinks]
+    )
+    direct, _ = index.first_after(records.end[sinks], sinks, records.process[sinks])
+    current = np.where(direct >= 0, direct, current)
+    last = current.copy()
+    frame = np.arange(len(sinks))
+    found_frames, found_rows = [], []
+    while len(frame):
+        keep = current >= 0
+        keep[keep] = records.begin[current[keep]] >= records.begin[sinks[frame[keep]]]
+        frame, current = frame[keep], current[keep]
+        found_frames.append(frame)
+        found_rows.append(current)
+        at_source = records.begin[current] == records.begin[sinks[frame]]
+        current = np.where(at_source, -1, previous[current])
+    stage_frame = np.concatenate(found_frames) if found_frames else np.zeros(0, np.int64)
+    stage = np.concatenate(found_rows) if found_rows else np.zeros(0, np.int64)
+    order = np.lexsort((records.begin[stage], stage_frame))
+    frame, stage = stage_frame[order], stage[order]
+    inner = stage[stage != last[frame]]
+    bins.update(_bins(records, sinks, records.end[inner]))
+
+    keep = ~np.isin(records.who[sinks], list(bins))
+    kept = keep[frame]
+    last = last[keep & (last >= 0)]
+    into_sink = np.isin(records.who[elements], records.who[last])
+    return Chains(
+        sink=sinks[keep],
+        stage_frame=(np.cumsum(keep) - 1)[frame[kept]],
+        stage=stage[kept],
+        unframed=int(into_sink.sum()) - len(np.unique(last)),
+        ambiguous=ambiguous,
+    )
+
+
+def _bins(records: Records, sinks: Int, passed: Int) -> list[int]:
+    """The sinks that are bins around another sink: most pushes into them are within its chains."""
+    who, inside = records.who[sinks], np.isin(records.end[sinks], passed)
+    return [w for w in np.unique(who).tolist() if inside[who == w].mean() > 0.5]
+
+
+class _EndIndex:
+    """Looks up records by (process, end time) and place in the log."""
+
+    def __init__(self, records: Records, rows: Int) -> None:
+        self._span = len(records) + 1
+        self._processes = np.unique(records.process)
+        moments = self._moment(records.end[rows], records.process[rows])
+        self._moments, codes = np.unique(moments, return_inverse=True)
+        combined = codes * self._span + rows
+        self._rows = rows[np.argsort(combined, kind="stable")]
+        self._combined = np.sort(combined)
+        self._counts = np.bincount(codes, minlength=len(self._moments))
+
+    def _moment(self, end: Int, process: Int) -> NDArray[np.void]:
+        moments = np.empty(len(end), [("process", np.int64), ("end", np.int64)])
+        moments["process"], moments["end"] = process, end
+        return moments
+
+    def latest_before(self, end: Int, row: Int, process: Int) -> tuple[Int, int]:
+        """The last record ahead of `row` that ends then, -1 = none; and how many had a choice."""
+        code, known = self._codes(end, process)
+        at = np.searchsorted(self._combined, code * self._span + row) - 1
+        return self._checked(at, code, known)
+
+    def first_after(self, end: Int, row: Int, process: Int) -> tuple[Int, int]:
+        """The first record behind `row` that ends then, -1 = none; and how many had a choice."""
+        code, known = self._codes(end, process)
+        at = np.searchsorted(self._combined, code * self._span + row, side="right")
+        return self._checked(at, code, known)
+
+    def _codes(self, end: Int, process: Int) -> tuple[Int, Bool]:
+        if not len(self._moments):
+            return np.zeros(len(end), np.int64), np.zeros(len(end), np.bool_)
+        wanted = self._moment(end, process)
+        code = np.minimum(np.searchsorted(self._moments, wanted), len(self._moments) - 1)
+        return code, self._moments[code] == wanted
+
+    def _checked(self, at: Int, code: Int, known: Bool) -> tuple[Int, int]:
+        inside = known & (at >= 0) & (at < len(self._combined))
+        inside[inside] = self._combined[at[inside]] // self._span == code[inside]
+        found = np.full(len(at), -1, np.int64)
+        found[inside] = self._rows[at[inside]]
+        return found, int((self._counts[code[inside]] > 1).sum())
+
+
+@dataclass(slots=True)
+class Converter:
+    """Records to OTLP requests, in pieces: frames of the pipeline `name` under `resource`.
+
+    With several sinks each is a pipeline of its own, `name/sink`. A frame waits `settle_ns` of log
+    time for records that belong to it; records older than `window_ns` are forgotten.
+    """
+
+    name: str
+    resource: Resource
+    names: Names
+    identity: Identity
+    settle_ns: int = 250_000_000
+    window_ns: int = 10_000_000_000
+    frames: int = 0
+    unframed: int = 0
+    ambiguous: int = 0
+    _held: Records | None = None
+    _bins: set[int] = field(default_factory=set)
+    _numbers: dict[int, int] = field(default_factory=dict)
+    _stages: int = 0
+
+    def convert(self, records: Records, start_ns: dict[int, int], last: bool = False) -> Iterator[bytes]:
+        """The requests of the frames that are settled (`last`: of all).
+
+        `start_ns` says at what Unix time (ns) the log of each process starts; frames of a process
+        without wait.
+        """
+        whole = records if self._held is None else joined([self._held, records])
+        found = chains(whole, self._bins)
+        newest = {p: int(whole.end[whole.process == p].max()) for p in np.unique(whole.process).tolist()}
+        row_newest = np.array([newest[p] for p in whole.process.tolist()], np.int64)
+        anchored = np.isin(whole.process, list(start_ns))
+        settled = anchored & (last | (whole.end < row_newest - self.settle_ns))
+        is_bin = (whole.kind == SINK) & np.isin(whole.who, list(self._bins))
+        done = (whole.kind == SINK) & (settled | is_bin)
+        if last:
+            self.unframed, self.ambiguous = found.unframed, found.ambiguous
+        yield from self._requests(whole, found, settled, start_ns)
+        self._held = whole.take(~done & (whole.end >= row_newest - self.window_ns))
+
+    def _requests(
+        self, whole: Records, found: Chains, settled: Bool, start_ns: dict[int, int]
+    ) -> Iterator[bytes]:
+        sinks = np.unique(whole.who[whole.kind == SINK])
+        several = len(set(sinks.tolist()) - self._bins) > 1
+        for sink in np.unique(whole.who[found.sink]).tolist():
+            name = f"{self.name}/{self.names.table[sink]}" if several else self.name
+            chosen = np.flatnonzero((whole.who[found.sink] == sink) & settled[found.sink])
+            for at in range(0, len(chosen), FRAMES_PER_REQUEST):
+                yield self._request(name, whole, found, chosen[at : at + FRAMES_PER_REQUEST], start_ns)
+
+    def _request(
+        self, name: str, whole: Records, found: Chains, chosen: Int, start_ns: dict[int, int]
+    ) -> bytes:
+        sink = found.sink[chosen]
+        start = np.array([start_ns[p] for p in whole.process[sink].tolist()], np.int64)
+        place = np.full(len(found.sink), -1, np.int64)
+        place[chosen] = np.arange(len(chosen))
+        mine = place[found.stage_frame] >= 0
+        stage, frame = found.stage[mine], place[found.stage_frame[mine]]
+        number = self._numbers.get(int(whole.who[sink[0]]), 0)
+        self._numbers[int(whole.who[sink[0]])] = number + len(chosen)
+        frames = Assembled(
+            key=np.arange(self.frames, self.frames + len(chosen)),
+            number=np.arange(number, number + len(chosen)),
+            begin=whole.begin[sink] + start,
+            end=whole.end[sink] + start,
+            outcome=np.full(len(chosen), OUTCOMES.index(COMPLETED)),
+            reason=np.full(len(chosen), -1),
+            first_mark=whole.source[sink],
+            stage_frame=frame,
+            stage_name=whole.who[stage],
+            stage_begin=whole.begin[stage] + start[frame],
+            stage_end=whole.end[stage] + start[frame],
+        )
+        ids = nonzero(mix64(np.arange(self._stages, self._stages + len(stage), dtype=np.uint64)
+                            + np.uint64(self.identity.seed)))  # fmt: skip
+        self.frames += len(chosen)
+        self._stages += len(stage)
+        return encode_request(self.resource, batches(frames, self.identity, self.names, name, 0, ids))
+
+
+@dataclass(slots=True)
+class Log:
+    """A finished log: its records, and its time (ns since its start) at the last line."""
+
+    records: Records
+    names: Names
+    garbled: int
+    processes: list[int]
+    end_ns: int
+    digest: bytes
+
+    def identity(self) -> Identity:
+        """Ids that follow from the content, so that importing a log again makes the same spans."""
+        return Identity(*(int.from_bytes(self.digest[i : i + 8], "big") | 1 for i in (0, 8)))
+
+
+def read_log(file: BinaryIO, advance: Callable[[int], object] = lambda _: None) -> Log:
+    """Reads a whole log in pieces; `advance` is told how many bytes each had."""
+    parser, digest, parts = Parser(), hashlib.sha256(), []
+    while data := file.read(_CHUNK):
+        digest.update(data)
+        parts.append(parser.feed(data))
+        advance(len(data))
+    parts.append(parser.feed(b"", last=True))
+    return Log(
+        records=joined(parts),
+        names=parser.names,
+        garbled=parser.garbled,
+        processes=list(parser.latest),
+        end_ns=max(parser.latest.values(), default=0),
+        digest=digest.digest(),
+    )
