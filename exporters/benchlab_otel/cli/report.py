@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from benchlab_otel.align.marks import UnknownMark
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.cli.session import Reference, find, load
+from benchlab_otel.config import Settings
 from benchlab_otel.export.report import make_report, render, to_json
 
 
@@ -30,11 +32,15 @@ def command(
       benchlab-otel report 20261001T12 --pair ingress:display
       benchlab-otel report latest --json | jq .runs[0].energy
     """
-    settings = options.settings(config)
+    show(session, options.settings(config), pair or (), as_json)
+
+
+def show(session: str, settings: Settings, pairs: Sequence[str] = (), as_json: bool = False) -> None:
+    """Prints the report of a session. Raises UserError where there is none or a mark is unknown."""
     found = find(session, settings.session.data_dir)
     runs, faults = load(found)
     try:
-        reports = [make_report(run, pair or ()) for run in runs]
+        reports = [make_report(run, pairs) for run in runs]
     except (UnknownMark, ValueError) as error:
         raise UserError(str(error)) from None
     name = found.manifest.id if found.manifest else str(found.path)

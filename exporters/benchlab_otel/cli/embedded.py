@@ -1,0 +1,228 @@
+"""Everything in one process: sources and receivers into the hub, archive, aligner and /metrics."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from benchlab_otel import sources
+from benchlab_otel.align.aligner import Aligned, Aligner, align, close
+from benchlab_otel.align.energy_spans import encode_energy
+from benchlab_otel.align.metrics import FrameMetrics, points, take_in
+from benchlab_otel.archive import session
+from benchlab_otel.cli.errors import Failure, UserError
+from benchlab_otel.config import Settings
+from benchlab_otel.contract import CLOCK, CLOCK_SUSPENDED, CLOCK_WALL_OFFSET, SESSION_ID, SIMULATED
+from benchlab_otel.hub.grpc import GrpcServer
+from benchlab_otel.hub.http import HttpServer, otlp_app
+from benchlab_otel.hub.hub import Hub
+from benchlab_otel.hub.metrics import MetricStore, metrics_app
+from benchlab_otel.model import HistogramPoint, Point, Resource, Spans
+from benchlab_otel.otlp.encode import SpanBatch, encode_request, resource_of
+from benchlab_otel.otlp.ids import random64
+from benchlab_otel.otlp.metrics import encode_metrics
+from benchlab_otel.timebase import CLOCK_ATTRIBUTE, Anchor, ClockState, anchor, clock_event, clock_state
+
+log = logging.getLogger(__name__)
+
+CLOCK_CHECK_SECONDS = 1.0
+
+
+class Embedded:
+    """A running session. Use it as a context; what was recorded is whole when it ends.
+
+    Raises Failure where a port, the data folder or a source's name can't be used.
+    """
+
+    def __init__(self, settings: Settings, command: Sequence[str], source_names: Sequence[str]) -> None:
+        self.base = anchor()
+        self._settings = settings
+        self._closing = ExitStack()
+        try:
+            self.archive = session.create(settings.session.data_dir, self.base, list(command))
+        except OSError as error:
+            raise Failure(
+                f"{error.filename or settings.session.data_dir}: {error.strerror}: no session can be"
+                " recorded there; set session.data_dir to a folder that can be written"
+            ) from None
+        self.session_id = self.archive.manifest.id
+        self.resource = own_resource(self.session_id, self.base)
+        self._live = LiveAligner(settings, self.resource, self.base, self.archive.energy)
+        self.store = MetricStore()
+        self.hub = Hub(self.archive, self._live.take, self.store, self.resource, self.base)
+        try:
+            self._open(source_names)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, source_names: Sequence[str]) -> None:
+        hub = self._settings.hub
+        limit = int(hub.max_request_mib * (1 << 20))
+        try:
+            grpc = GrpcServer(self.hub, *host_port(hub.grpc), setting="hub.grpc", max_bytes=limit)
+            self._closing.callback(grpc.close)
+            http = HttpServer(otlp_app(self.hub, limit), *host_port(hub.http), setting="hub.http")
+            self._closing.callback(http.close)
+            page = HttpServer(
+                metrics_app(self.store, self.refresh), *host_port(hub.metrics), setting="hub.metrics"
+            )
+            self._closing.callback(page.close)
+        except OSError as error:
+            raise Failure(str(error.strerror or error)) from None
+        self.grpc_endpoint = f"http://{host_port(hub.grpc)[0]}:{grpc.port}"
+        self.http_endpoint = f"http://{host_port(hub.http)[0]}:{http.port}"
+        self.metrics_url = f"http://{host_port(hub.metrics)[0]}:{page.port}/metrics"
+        clock = ClockWatch(self.base, self.hub, self.archive, self.resource, self._settings)
+        self._closing.callback(clock.close)
+        try:
+            self.sources = sources.start(source_names, self._settings.sources, self.hub, self.session_id)
+        except ValueError as error:
+            raise UserError(f"sources.enabled: {error}") from None
+        self._closing.callback(self.sources.stop)
+
+    def refresh(self) -> None:
+        """Brings what /metrics shows up to this moment."""
+        self.hub.publish()
+        self.store.ingest(encode_metrics(self.resource, self._live.points(self.base.now_ns())))
+
+    def close(self) -> None:
+        """Stops reading and receiving, aligns what waits, and finishes the session."""
+        self._closing.close()
+        self.hub.close()
+        self._live.close()
+        self.archive.manifest.simulated = self._live.simulated
+        self.archive.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class LiveAligner:
+    """The aligner between the hub's thread, which feeds it, and /metrics, which reads its figures.
+
+    `give_out` takes each trace request of energy spans.
+    """
+
+    def __init__(
+        self, settings: Settings, resource: Resource, base: Anchor, give_out: Callable[[bytes], None]
+    ) -> None:
+        self._aligner = Aligner(lateness_ns=int(settings.align.lateness_s * 1e9))
+        self._metrics = FrameMetrics(base.now_ns(), settings.align.pairs)
+        self._resource = resource
+        self._energy = give_out
+        self._lock = threading.Lock()
+        self.simulated = False  # whether any span said so
+
+    def take(self, spans: Spans) -> None:
+        """Aligns a block of spans and gives out the energy of the frames that are done."""
+        self.simulated |= any(r.get(SIMULATED) is True for r in spans.resources)
+        for aligned in align(self._aligner, spans):
+            self._give_out(aligned)
+
+    def close(self) -> None:
+        """Gives out what still waits."""
+        for aligned in close(self._aligner):
+            self._give_out(aligned)
+
+    def _give_out(self, aligned: Aligned) -> None:
+        body = encode_energy(aligned, self._resource)
+        if body:
+            self._energy(body)
+        with self._lock:
+            take_in(self._metrics, aligned)
+
+    def points(self, now_ns: int) -> list[Point | HistogramPoint]:
+        """The aligner's metrics as they stand."""
+        with self._lock:
+            return points(self._metrics, now_ns)
+
+
+class ClockWatch:
+    """Records how the wall clock stands to the time base, and notices suspends and clock steps."""
+
+    def __init__(
+        self,
+        base: Anchor,
+        hub: Hub,
+        archive: session.SessionWriter,
+        resource: Resource,
+        settings: Settings,
+    ) -> None:
+        self._base, self._hub, self._archive, self._resource = base, hub, archive, resource
+        self._interval_ns = int(settings.align.calibration_interval_sec * 1e9)
+        self._trace = np.array([[random64(), random64()]], np.uint64)
+        self._last = self._recorded = clock_state(base)
+        self._record(self._last)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="clock-watch", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed.wait(CLOCK_CHECK_SECONDS):
+            state = clock_state(self._base)
+            event = clock_event(self._last, state)
+            if event:
+                log.warning("%s; times on the session's own clock are not affected", event)
+                self._archive.manifest.events.append(f"{state.time_ns}: {event}")
+            if event or state.time_ns - self._recorded.time_ns >= self._interval_ns:
+                self._record(state)
+            self._last = state
+
+    def _record(self, state: ClockState) -> None:
+        self._recorded = state
+        moment = np.array([state.time_ns], np.int64)
+        span = SpanBatch(
+            name=CLOCK,
+            trace=self._trace,
+            span=np.array([random64()], np.uint64),
+            start=moment,
+            end=moment,
+            attributes={CLOCK_WALL_OFFSET: state.wall_offset_ns, CLOCK_SUSPENDED: state.suspended_ns},
+        )
+        self._hub.traces(encode_request(self._resource, [span]))
+
+    def close(self) -> None:
+        """Stops watching."""
+        self._closed.set()
+        self._thread.join()
+
+
+def own_resource(session_id: str, base: Anchor) -> Resource:
+    """The resource of what the embedded process itself sends."""
+    host = platform.node()
+    return resource_of(
+        {
+            "service.name": "benchlab-otel",
+            "service.instance.id": f"{host}/aligner",
+            "host.name": host,
+            SESSION_ID: session_id,
+            CLOCK_ATTRIBUTE: base.offset_ns,
+        }
+    )
+
+
+def host_port(address: str) -> tuple[str, int]:
+    """("127.0.0.1", 4317) of "127.0.0.1:4317"; the port was checked by the configuration."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def set_up_logging() -> None:
+    """Warnings of this process on stderr, one line each."""
+    logging.basicConfig(
+        level=os.environ.get("BENCHLAB_OTEL_LOG", "WARNING").upper(), format="benchlab-otel: %(message)s"
+    )
