@@ -21,6 +21,7 @@ from benchlab_otel import wire
 from benchlab_otel.simulate.device import Board, Emulator, Meter
 from benchlab_otel.simulate.truth import Load, Truth
 from benchlab_otel.timebase import anchor
+from conftest import wait_for
 
 LOAD = Load(base={"EPS1": 50.0, "ATX3V": 3.3, "HPWR1": 120.0}, stages={"encode": {"EPS1": 30.0}})
 GONE = (serial.SerialException, OSError, termios.error)
@@ -179,13 +180,6 @@ def test_noise_and_delay_are_as_asked():
         assert time.monotonic() - begin >= 200 * 0.002
     assert statistics.mean(watts) == pytest.approx(100.0, abs=1.0)
     assert 1.5 < statistics.stdev(watts) < 2.5
-
-
-def wait_for(condition, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 def test_stopping_leaves_no_folder_behind():

@@ -99,6 +99,43 @@ COLLECT_SUCCESS = Metric(
 COLLECT_DURATION = Metric(
     "exporter.collect.duration", "s", "gauge", "Time the source's last reading took.", ("source", "hw.id")
 )
+COLLECT_FAILURES = Metric(
+    "exporter.collect.failures",
+    "{failure}",
+    "counter",
+    "Readings that a source did not get, by reason.",
+    ("source", "hw.id", "reason"),
+)
+
+_HW = ("hw.id", "hw.type", "hw.sensor_location")
+HW_POWER = Metric("hw.power", "W", "gauge", "Power of a component or rail.", _HW)
+HW_ENERGY = Metric("hw.energy", "J", "counter", "Energy that a component used.", _HW)
+HW_VOLTAGE = Metric("hw.voltage", "V", "gauge", "Voltage at a sensor.", _HW)
+HW_CURRENT = Metric("hw.current", "A", "gauge", "Current through a rail.", _HW)
+HW_TEMPERATURE = Metric("hw.temperature", "Cel", "gauge", "Temperature at a sensor.", _HW)
+HW_HUMIDITY = Metric("hw.humidity", "1", "gauge", "Relative humidity at a sensor.", _HW)
+HW_FAN_SPEED = Metric("hw.fan.speed", "rpm", "gauge", "Speed of a fan.", _HW)
+HW_FAN_SPEED_RATIO = Metric("hw.fan.speed_ratio", "1", "gauge", "Speed that a fan is set to.", _HW)
+HOST_POWER = Metric("hw.host.power", "W", "gauge", "Power of the whole host.", ("hw.id",))
+HOST_AMBIENT = Metric(
+    "hw.host.ambient_temperature", "Cel", "gauge", "Temperature around the host.", ("hw.id",)
+)
+
+CPU_TIME = Metric("system.cpu.time", "s", "counter", "Time of all processors by mode.", ("cpu.mode",))
+CPU_UTILIZATION = Metric(
+    "system.cpu.utilization", "1", "gauge", "Share of all processors' time by mode.", ("cpu.mode",)
+)
+MEMORY_USAGE = Metric("system.memory.usage", "By", "updown", "Memory by state.", ("system.memory.state",))
+DISK_IO = Metric(
+    "system.disk.io", "By", "counter", "Bytes read and written.", ("system.device", "disk.io.direction")
+)
+NETWORK_IO = Metric(
+    "system.network.io",
+    "By",
+    "counter",
+    "Bytes received and transmitted.",
+    ("network.interface.name", "network.io.direction"),
+)
 
 HUB_REQUESTS = Metric("hub.requests", "{request}", "counter", "OTLP requests that arrived.", ("signal",))
 HUB_RECEIVED = Metric("hub.received", "By", "counter", "Bytes of OTLP requests, decompressed.", ("signal",))

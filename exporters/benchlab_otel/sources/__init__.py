@@ -1,0 +1,138 @@
+"""The sources: a registry, and one module for each (see `reading` for what a source is)."""
+
+from __future__ import annotations
+
+import difflib
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from benchlab_otel.config import Sources
+from benchlab_otel.contract import SESSION_ID, SIMULATED
+from benchlab_otel.model import Resource, Scalar
+from benchlab_otel.otlp.encode import resource_of
+from benchlab_otel.otlp.sink import Sink
+from benchlab_otel.sources.reading import Device, Reader, SourceError
+from benchlab_otel.sources.runner import Health, Runner
+from benchlab_otel.timebase import CLOCK_ATTRIBUTE, anchor
+
+NAMES = ("benchlab", "rapl", "host")
+
+
+class Source(Protocol):
+    """What a source's module has."""
+
+    addresses: Callable[[Any], list[str]]
+    open_reader: Callable[[Any, str], Reader]
+
+
+def load(name: str) -> Source:
+    """The module of a source; ValueError names the nearest one where there is none of that name."""
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no source {name!r}; sources: {', '.join(NAMES)}{hint}")
+    return cast(Source, import_module(f"{__name__}.{name}"))
+
+
+class Running:
+    """Sources at work."""
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        self._runners = runners
+        for runner in runners:
+            runner.start()
+
+    def health(self) -> list[Health]:
+        """How each device is doing."""
+        return [runner.health for runner in self._runners]
+
+    def stop(self) -> None:
+        """Ends reading; all that was read has been handed to the sink when this returns."""
+        for runner in self._runners:
+            runner.request_stop()
+        for runner in self._runners:
+            runner.stop()
+
+
+def start(
+    names: Sequence[str],
+    settings: Sources,
+    sink: Sink,
+    session_id: str,
+    resource_extra: Mapping[str, Scalar] | None = None,
+    flush_s: float = 0.2,
+    metrics_s: float = 1.0,
+) -> Running:
+    """Reads the named sources, each device in a thread of its own, until `stop` is called.
+
+    A device that is not there or not readable is no error: its health says so and it is tried
+    again. Raises ValueError for a name that is no source.
+    """
+    runners = []
+    for name in names:
+        source, section = load(name), getattr(settings, name)
+        for address in source.addresses(section):
+            runners.append(
+                Runner(
+                    name,
+                    address,
+                    partial(source.open_reader, section, address),
+                    section.rate_hz,
+                    sink,
+                    partial(_resource, name, session_id, resource_extra or {}),
+                    flush_s,
+                    metrics_s,
+                )
+            )
+    return Running(runners)
+
+
+def _resource(source: str, session_id: str, extra: Mapping[str, Scalar], device: Device | None) -> Resource:
+    host = socket.gethostname()
+    attributes: dict[str, Scalar] = {
+        "service.name": "benchlab-otel",
+        "service.instance.id": f"{host}/{source}" + (f"/{device.hw_id}" if device else ""),
+        "host.name": host,
+        SESSION_ID: session_id,
+        CLOCK_ATTRIBUTE: anchor().offset_ns,
+    }
+    if device and device.simulated:
+        attributes[SIMULATED] = True
+    return resource_of(attributes | dict(extra))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a look at one address found: a device and how fast it can be read, or why not."""
+
+    source: str
+    address: str
+    device: Device | None
+    rate_hz: float
+    error: SourceError | None
+
+
+def look(name: str, settings: Sources, seconds: float = 0.3) -> list[Finding]:
+    """Opens everything that a source can read, and reads it as fast as it answers for a while."""
+    source, section = load(name), getattr(settings, name)
+    return [_look(name, source, section, address, seconds) for address in source.addresses(section)]
+
+
+def _look(name: str, source: Source, section: Any, address: str, seconds: float) -> Finding:
+    device = None
+    try:
+        with closing(source.open_reader(section, address)) as reader:
+            device = reader.device
+            begin, count = time.monotonic(), 0
+            while time.monotonic() < begin + seconds:
+                reader.read()
+                count += 1
+            return Finding(name, address, device, count / (time.monotonic() - begin), None)
+    except SourceError as error:
+        return Finding(name, address, device, 0.0, error)

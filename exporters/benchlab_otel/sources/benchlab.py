@@ -1,0 +1,364 @@
+"""The BENCHLAB power meter over USB.
+
+The protocol has no framing, no checksum and no error reply, so the reader is strict: one request at
+a time in one write, an answer of exactly the right length before a deadline, nothing before and
+nothing after it, values that can be. Anything else ends the reading with a SourceError; the runner
+opens the port again, and opening drains the line and shakes hands until the answers fit. As the
+device answers in order, no answer to an earlier request can be taken for a later one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import termios
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import serial
+from numpy.typing import NDArray
+from serial.tools import list_ports
+
+from benchlab_otel import contract, wire
+from benchlab_otel.config import Benchlab
+from benchlab_otel.contract import Metric
+from benchlab_otel.model import Float, Scalar
+from benchlab_otel.sources.reading import Device, Field, Reading, SourceError
+from benchlab_otel.timebase import anchor
+
+_QUIET_S = 0.05  # the device pushes its welcome within this time of opening
+_NOISY_S = 1.0  # a line that is not quiet by then is no BENCHLAB's
+_BY_ID = Path("/dev/serial/by-id")
+UDEV_RULE = 'SUBSYSTEM=="tty", ATTRS{idVendor}=="0483", ATTRS{idProduct}=="5740", TAG+="uaccess"'
+_NO_PERMISSION = (
+    f"echo '{UDEV_RULE}' | sudo tee /etc/udev/rules.d/60-benchlab.rules && sudo udevadm control --reload "
+    "&& sudo udevadm trigger (or: sudo usermod -aG dialout $USER, and log in again)"
+)
+_NOT_FOUND = "plug it in (`lsusb -d 0483:5740` should list it), or set sources.benchlab.ports"
+
+VOLTS = (-0.5, 60.0)  # an open input may read a little below zero
+MAX_WATTS = 5000.0
+DEGREES = (-60.0, 300.0)
+
+
+def addresses(settings: Benchlab) -> list[str]:
+    """The configured ports, else those of every USB device that may be a BENCHLAB; never none.
+
+    "" stands for the first one that will be plugged in.
+    """
+    return list(settings.ports) or _usb_ports() or [""]
+
+
+def _usb_ports() -> list[str]:
+    """Ports with the stock ST ids, by their stable names where udev gives them."""
+    stable = {link.resolve(): link for link in _BY_ID.glob("*")}
+    ports = [Path(p.device) for p in list_ports.comports() if (p.vid, p.pid) == wire.USB_ID]
+    return [str(stable.get(port.resolve(), port)) for port in ports]
+
+
+def open_reader(settings: Benchlab, address: str) -> BenchlabReader:
+    """Opens a port for this process alone, and makes sure that a BENCHLAB is on it."""
+    path = address or next(iter(_usb_ports()), "")
+    if not path:
+        raise SourceError("absent", "no BENCHLAB on USB (0483:5740)", _NOT_FOUND)
+    return BenchlabReader(settings, path)
+
+
+class BenchlabReader:
+    """One device on one port. Not for two threads."""
+
+    def __init__(self, settings: Benchlab, path: str) -> None:
+        self.path = path
+        self._port = _open_port(path, settings.timeout_s)
+        try:
+            self._layout, self.device = self._shake_hands(settings)
+        except SourceError:
+            self.close()
+            raise
+        self._groups = groups(self._layout)
+        self._fields = [field for group in self._groups for field in group.fields(self.device.hw_id)]
+
+    def close(self) -> None:
+        """Closes the port, also one whose device is gone."""
+        with suppress(OSError, termios.error):
+            self._port.close()
+
+    def read(self) -> Reading:
+        """All sensors at once; raises SourceError for anything but one whole plausible answer."""
+        reply, start, end = self._ask(wire.READ_SENSORS, self._layout.sensors.itemsize)
+        sensors = np.frombuffer(reply, self._layout.sensors)[0]
+        if wire.GREETING in reply:
+            raise SourceError("garbled", f"{self.path}: an unsolicited welcome in the answer")
+        if problem := implausible(sensors, self._layout):
+            raise SourceError("implausible", f"{self.path}: {problem}")
+        values = np.concatenate([group.values(sensors) for group in self._groups])
+        return Reading(start, end, self._fields, values.tolist())
+
+    # -- the wire ---------------------------------------------------------------------------
+
+    def _shake_hands(self, settings: Benchlab) -> tuple[wire.Layout, Device]:
+        self._drain()
+        welcome = self._welcome()
+        vendor, product_id, firmware = self._ask(wire.READ_VENDOR_DATA, wire.VENDOR_SIZE)[0]
+        if vendor != wire.VENDOR_ID:
+            raise SourceError("garbled", f"{self.path}: vendor {vendor:#04x}, expected {wire.VENDOR_ID:#04x}")
+        try:
+            layout = wire.layout(product_id, firmware)
+        except LookupError as error:
+            fix = "upgrade benchlab-pycore, which brings the vendor's contracts"
+            raise SourceError("unknown", f"{self.path}: {error}", fix) from None
+        if len(welcome) != layout.welcome_size:
+            expected = f"{len(welcome)} B of welcome, expected {layout.welcome_size}"
+            raise SourceError("garbled", f"{self.path}: {layout.product} firmware {firmware}: {expected}")
+        uid = self._ask(wire.READ_UID, wire.UID_SIZE)[0].hex().upper()
+        name = _text(self._ask(wire.READ_NAME, wire.NAME_SIZE)[0])
+        device = Device(
+            hw_id=f"benchlab-{uid}",
+            hw_type="power_meter",
+            description=f"{layout.product} firmware {firmware}" + (f" “{name}”" if name else ""),
+            simulated=settings.simulated or name.startswith(wire.SIMULATED_NAME),
+            attributes=_known_of_meter(settings),
+        )
+        return layout, device
+
+    def _drain(self) -> None:
+        """Reads until the line is quiet: the welcome after opening, answers that came late."""
+        deadline = time.monotonic() + _NOISY_S
+        while self._read(4096, _QUIET_S):
+            if time.monotonic() > deadline:
+                raise SourceError("garbled", f"{self.path}: sends without being asked; not a BENCHLAB?")
+
+    def _welcome(self) -> bytes:
+        """The greeting: 9 bytes of old firmware, 32 of new."""
+        short = len(wire.GREETING) + 1
+        reply = self._ask(wire.WELCOME, short, alone=False)[0]
+        if not reply.startswith(wire.GREETING):
+            raise SourceError("garbled", f"{self.path}: answers, but not as a BENCHLAB: {reply!r}")
+        return reply + self._read(wire.LONG_WELCOME_SIZE, _QUIET_S)
+
+    def _ask(self, opcode: int, size: int, alone: bool = True) -> tuple[bytes, int, int]:
+        """(answer, request sent, answer complete) of one request; Unix ns.
+
+        `alone`: nothing may follow the answer.
+        """
+        with self._faults():
+            if waiting := self._port.in_waiting:
+                raise SourceError("garbled", f"{self.path}: {waiting} B that nobody asked for")
+            start = anchor().now_ns()
+            self._port.write(bytes([opcode]))
+            reply = self._port.read(size)
+            end = anchor().now_ns()
+            extra = self._port.in_waiting if alone else 0
+        if len(reply) < size:
+            what = f"{len(reply)} of {size} B" if reply else "no answer"
+            limit = f"request {opcode:#04x}: {what} within {self._port.timeout} s"
+            raise SourceError("short" if reply else "late", f"{self.path}: {limit}")
+        if extra:
+            raise SourceError("garbled", f"{self.path}: request {opcode:#04x}: {extra} B too many")
+        return reply, start, end
+
+    def _read(self, size: int, timeout: float) -> bytes:
+        with self._faults():
+            usual, self._port.timeout = self._port.timeout, timeout
+            try:
+                return bytes(self._port.read(size))
+            finally:
+                self._port.timeout = usual
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, termios.error) as error:  # SerialException is an OSError
+            raise SourceError("lost", f"{self.path}: unplugged? {error}") from None
+
+
+def _known_of_meter(settings: Benchlab) -> dict[str, Scalar]:
+    known: dict[str, Scalar] = {}
+    if settings.lag_ms is not None:
+        known[contract.METER_LAG] = round(settings.lag_ms * 1e6)
+    if settings.window_ms is not None:
+        known[contract.METER_WINDOW] = round(settings.window_ms * 1e6)
+    return known
+
+
+def _text(raw: bytes) -> str:
+    return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+# -- the port ---------------------------------------------------------------------------------
+
+
+def _open_port(path: str, timeout: float) -> serial.Serial:
+    try:
+        port = serial.Serial(
+            path,
+            wire.BAUD_RATE,
+            timeout=timeout,
+            write_timeout=timeout,
+            exclusive=True,
+            rtscts=False,
+            dsrdtr=False,
+        )
+    except (OSError, termios.error) as error:
+        raise _cannot_open(path, error) from None
+    if holder := holder_of(path):
+        port.close()
+        raise SourceError("busy", f"{path}: in use by {holder}", "stop it, or read the device there")
+    return port
+
+
+def _cannot_open(path: str, error: Exception) -> SourceError:
+    code = error.errno if isinstance(error, OSError) else error.args[0]
+    if code in (errno.EAGAIN, errno.EBUSY):
+        holder = holder_of(path, own=True) or "another process"
+        return SourceError("busy", f"{path}: in use by {holder}", "stop it, or read the device there")
+    if code == errno.EACCES:
+        return SourceError("unreadable", f"{path}: no permission", _NO_PERMISSION)
+    if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return SourceError("absent", f"{path}: no such port", _NOT_FOUND)
+    return SourceError("unknown", f"{path}: can't be opened as a serial port: {error}")
+
+
+def holder_of(path: str, own: bool = False) -> str:
+    """Who has a device open, as "process PID (command)": "" where nobody can be found.
+
+    A process without the lock (another tool) is found too. Other users' processes show only to root.
+    """
+    target = Path(path).resolve()
+    for folder in Path("/proc").glob("[0-9]*"):
+        if not own and int(folder.name) == os.getpid():
+            continue
+        with suppress(OSError):
+            if any(link.readlink() == target for link in _links(folder / "fd")):
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+                return f"process {folder.name} ({command.strip()[:120]})"
+    return ""
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    for link in folder.iterdir():
+        with suppress(OSError):  # closed since it was listed
+            link.readlink()
+            yield link
+
+
+# -- values -----------------------------------------------------------------------------------
+
+
+def implausible(sensors: NDArray[np.void], layout: wire.Layout) -> str:
+    """Why an answer can't be true, "" where it can: the only defence of a protocol without checksum."""
+    power = sensors["PowerReadings"]
+    volts, watts = power["Voltage"] / 1e3, power["Power"] / 1e3
+    total = float(watts[: len(wire.RAILS)].sum())
+    temperatures = _temperatures(sensors)
+    outside = (temperatures < DEGREES[0]) | (temperatures > DEGREES[1])
+    checks = [
+        (((volts < VOLTS[0]) | (volts > VOLTS[1])).any(), f"a rail outside {VOLTS[0]} to {VOLTS[1]} V"),
+        (abs(total) > MAX_WATTS or (abs(watts) > MAX_WATTS).any(), f"more than {MAX_WATTS} W"),
+        (outside.any(), f"a temperature outside {DEGREES[0]} to {DEGREES[1]} °C"),
+        (sensors["Hum"] > 1000, f"humidity of {sensors['Hum'] / 10} %"),
+        (
+            sensors["FanSwitchStatus"] > 2 or sensors["RGBSwitchStatus"] > 1,
+            "a switch position that isn't one",
+        ),
+        (sensors["RgbExtStatus"] > 1, "an RGB status that isn't one"),
+        (
+            sensors["FanExtDuty"] > 100 and sensors["FanExtDuty"] != wire.NO_EXTERNAL_DUTY,
+            "a duty above 100 %",
+        ),
+        ((sensors["Fans"]["Enable"] > 1).any(), "a fan that is neither on nor off"),
+        ((sensors["Fans"]["Duty"] > 100).any(), "a fan's duty above 100 %"),
+    ]
+    return next((problem for wrong, problem in checks if wrong), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Values of one kind: `values` gives them in the order of `names`, NaN where absent."""
+
+    prefix: str
+    names: Sequence[str]
+    metric: Metric
+    hw_type: str
+    values: Callable[[NDArray[np.void]], Float]
+
+    def fields(self, hw_id: str) -> list[Field]:
+        """The fields of the values of a device."""
+        return [Field(self.prefix + name, self.metric, self._labels(hw_id, name)) for name in self.names]
+
+    def _labels(self, hw_id: str, name: str) -> dict[str, str]:
+        labels = {"hw.id": hw_id, "hw.type": self.hw_type, "hw.sensor_location": name}
+        return {key: labels[key] for key in self.metric.labels}
+
+
+def groups(layout: wire.Layout) -> list[Group]:
+    """What a device of a layout measures. Domains are sums of rails, in which wires have no part."""
+    rails, fans = layout.rails, [str(n + 1) for n in range(layout.sensors["Fans"].shape[0])]
+    inputs = [f"VIN{n}" for n in range(layout.sensors["Vin"].shape[0])]
+    parts = {"cpu": "cpu", "gpu": "gpu", "mb": "motherboard"}
+
+    def total(domain: str) -> Callable[[NDArray[np.void]], Float]:
+        rows = [wire.RAILS.index(rail) for rail in wire.DOMAINS[domain]]
+        return lambda s: _floats([s["PowerReadings"]["Power"][rows].sum() / 1e3])
+
+    def power(name: str) -> Callable[[NDArray[np.void]], Float]:
+        return lambda s: _floats(s["PowerReadings"][name] / 1e3)
+
+    def degrees(name: str, scale: float) -> Callable[[NDArray[np.void]], Float]:
+        return lambda s: _present([s[name]], scale)
+
+    return [
+        Group("hw.power.", ["system"], contract.HOST_POWER, "", total("system")),
+        *(Group("hw.power.", [d], contract.HW_POWER, parts[d], total(d)) for d in ("cpu", "gpu", "mb")),
+        Group("hw.power.rail.", rails, contract.HW_POWER, "power_rail", power("Power")),
+        Group("hw.voltage.rail.", rails, contract.HW_VOLTAGE, "power_rail", power("Voltage")),
+        Group("hw.current.rail.", rails, contract.HW_CURRENT, "power_rail", power("Current")),
+        Group("hw.voltage.", inputs, contract.HW_VOLTAGE, "voltage", lambda s: _present(s["Vin"], 1e-3)),
+        Group("hw.voltage.", ["VDD"], contract.HW_VOLTAGE, "voltage", lambda s: _floats([s["Vdd"] / 1e3])),
+        Group("hw.voltage.", ["VREF"], contract.HW_VOLTAGE, "voltage", lambda s: _floats([s["Vref"] / 1e3])),
+        Group(
+            "hw.temperature.",
+            ["chip"],
+            contract.HW_TEMPERATURE,
+            "temperature",
+            degrees("Tchip", layout.chip_degrees),
+        ),
+        Group("hw.temperature.", layout.temperatures, contract.HW_TEMPERATURE, "temperature", _temperatures),
+        Group("hw.temperature.", ["ambient"], contract.HOST_AMBIENT, "", lambda s: _ambient(s)[:1]),
+        Group("hw.humidity.", ["ambient"], contract.HW_HUMIDITY, "humidity", lambda s: _ambient(s)[1:]),
+        Group("hw.fan.speed.", fans, contract.HW_FAN_SPEED, "fan", lambda s: _fans(s, "Tach", 1.0)),
+        Group(
+            "hw.fan.speed_ratio.", fans, contract.HW_FAN_SPEED_RATIO, "fan", lambda s: _fans(s, "Duty", 0.01)
+        ),
+    ]
+
+
+def _floats(values: Any) -> Float:
+    return np.asarray(values, np.float64)
+
+
+def _present(raw: Any, scale: float) -> Float:
+    values = np.asarray(raw)
+    return np.where(values == wire.ABSENT, np.nan, values * scale)
+
+
+def _temperatures(sensors: NDArray[np.void]) -> Float:
+    """°C of the sensor inputs, from the raw values: hot connectors beyond 100 °C must show."""
+    return _present(sensors["Ts"], 0.1)
+
+
+def _ambient(sensors: NDArray[np.void]) -> Float:
+    """(°C, relative humidity), absent when both are 0: that is what a failed I2C bus reads."""
+    raw = _floats([sensors["Tamb"], sensors["Hum"]])
+    return raw * (0.1, 0.001) if raw.any() else np.full(2, np.nan)
+
+
+def _fans(sensors: NDArray[np.void], name: str, scale: float) -> Float:
+    """Values of the fans that are on, NaN of the others."""
+    return np.where(sensors["Fans"]["Enable"] == 1, sensors["Fans"][name] * scale, np.nan)

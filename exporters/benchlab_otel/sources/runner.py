@@ -1,0 +1,244 @@
+"""One thread that owns one device: reads on schedule, hands spans and metrics to the sink.
+
+A device that fails publishes nothing: its samples have a gap, its values vanish from the metrics,
+and its health says why. The runner closes it and opens it again until it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import groupby
+from threading import Event, Thread
+
+import numpy as np
+
+from benchlab_otel import contract
+from benchlab_otel.model import Point, Resource
+from benchlab_otel.otlp.encode import Attribute, Optional, SpanBatch, encode_request
+from benchlab_otel.otlp.ids import mix64, nonzero, random64
+from benchlab_otel.otlp.metrics import encode_metrics
+from benchlab_otel.otlp.sink import Sink
+from benchlab_otel.sources.reading import Device, Field, Reader, Reading, SourceError
+from benchlab_otel.sources.schedule import Schedule
+from benchlab_otel.timebase import anchor
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+
+
+@dataclass(slots=True)
+class Health:
+    """How a source is doing. `message` and `fix` belong to the last failure, "" while all is well."""
+
+    source: str
+    address: str
+    device: Device | None = None
+    ok: bool = False
+    message: str = "not read yet"
+    fix: str = ""
+    duration_s: float = 0.0  # of the last attempt
+    readings: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+class Runner:
+    """Reads one device until `stop`. `resource_of` gives the resource of what a device sends."""
+
+    def __init__(
+        self,
+        source: str,
+        address: str,
+        open_reader: Callable[[], Reader],
+        rate_hz: float,
+        sink: Sink,
+        resource_of: Callable[[Device | None], Resource],
+        flush_s: float,
+        metrics_s: float,
+    ) -> None:
+        self.health = Health(source, address)
+        self._open_reader = open_reader
+        self._period = 1.0 / rate_hz
+        self._sink = sink
+        self._resource_of = resource_of
+        self._flush_s, self._metrics_s = flush_s, metrics_s
+        self._trace = np.array([random64(), random64()], np.uint64)
+        self._root, self._first_span = random64(), random64()
+        self._spans = 0
+        self._pending: list[Reading] = []
+        self._latest: Reading | None = None  # not yet told as metrics
+        self._started_ns = anchor().now_ns()
+        self._flush_due = self._metrics_due = 0.0
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name=f"benchlab-otel-{source}", daemon=True)
+
+    def start(self) -> None:
+        """Starts reading."""
+        self._thread.start()
+
+    def request_stop(self) -> None:
+        """Lets reading end, without waiting for it."""
+        self._stop.set()
+
+    def stop(self) -> None:
+        """Ends reading and hands over what is left, with the session's root span."""
+        self._stop.set()
+        self._thread.join()
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stop.wait(pause):
+            readings = self.health.readings
+            try:
+                with closing(self._open()) as reader:
+                    self._read_on(reader)
+            except SourceError as error:
+                self._failed(error)
+            came = self.health.readings > readings
+            pause = _FIRST_PAUSE_S if came else min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, pause * 2))
+        self._flush()
+        self._publish_metrics()
+        self._sink.traces(encode_request(self._resource(), [self._session_span()]))
+
+    def _open(self) -> Reader:
+        begin = time.monotonic()
+        try:
+            reader = self._open_reader()
+        finally:
+            self.health.duration_s = time.monotonic() - begin
+        if reader.device != self.health.device:
+            self._flush()  # what is left belongs to the device before
+            self.health.device = reader.device
+        return reader
+
+    def _read_on(self, reader: Reader) -> None:
+        """Reads until `stop`; raises the SourceError that ended it."""
+        schedule = Schedule(self._period, time.monotonic())
+        while True:
+            deadline = schedule.next(time.monotonic())
+            if deadline >= self._flush_due:
+                self._flush()
+            if self._stop.wait(max(0.0, deadline - time.monotonic())):
+                return
+            begin = time.monotonic()
+            try:
+                reading = reader.read()
+            finally:
+                self.health.duration_s = time.monotonic() - begin
+            self._succeeded(reading)
+            if begin >= self._metrics_due:
+                self._publish_metrics()
+
+    def _succeeded(self, reading: Reading) -> None:
+        health = self.health
+        if not health.ok and health.failures:
+            log.warning("%s: back: %s", health.source, health.device.description if health.device else "")
+        health.ok, health.message, health.fix = True, "", ""
+        health.readings += 1
+        self._latest = reading
+        if any(f.key for f in reading.fields):
+            self._pending.append(reading)
+
+    def _failed(self, error: SourceError) -> None:
+        health = self.health
+        if health.ok or health.message != str(error):
+            log.warning(
+                "%s: %s: %s%s", health.source, error.reason, error, f"; {error.fix}" if error.fix else ""
+            )
+        health.ok, health.message, health.fix = False, str(error), error.fix
+        health.failures[error.reason] += 1
+        self._latest = None
+        self._flush()
+        self._publish_metrics()
+
+    # -- telling ----------------------------------------------------------------------------
+
+    def _resource(self) -> Resource:
+        return self._resource_of(self.health.device)
+
+    def _flush(self) -> None:
+        """Hands over the readings that are waiting, as sample spans."""
+        self._flush_due = time.monotonic() + self._flush_s
+        device, pending = self.health.device, self._pending
+        if device is None or not pending:
+            return
+        self._pending = []
+        batches = [
+            self._sample_spans(device, list(readings))
+            for _, readings in groupby(pending, lambda r: id(r.fields))
+        ]
+        self._sink.traces(encode_request(self._resource(), batches))
+
+    def _sample_spans(self, device: Device, readings: Sequence[Reading]) -> SpanBatch:
+        n = len(readings)
+        numbers = np.arange(self._spans, self._spans + n, dtype=np.uint64) + np.uint64(self._first_span)
+        self._spans += n
+        return SpanBatch(
+            contract.SAMPLE,
+            trace=np.tile(self._trace, (n, 1)),
+            span=nonzero(mix64(numbers)),
+            start=np.array([r.start_ns for r in readings], np.int64),
+            end=np.array([r.end_ns for r in readings], np.int64),
+            parent=np.full(n, self._root, np.uint64),
+            attributes=_attributes(device, readings),
+        )
+
+    def _session_span(self) -> SpanBatch:
+        return SpanBatch(
+            contract.SESSION,
+            trace=self._trace[None],
+            span=np.array([self._root], np.uint64),
+            start=np.array([self._started_ns], np.int64),
+            end=np.array([anchor().now_ns()], np.int64),
+        )
+
+    def _publish_metrics(self) -> None:
+        """Health, and the values of the latest reading unless they have been told already."""
+        self._metrics_due = time.monotonic() + self._metrics_s
+        points = self._health_points()
+        if self._latest is not None and self.health.device:
+            points += _points(self._latest, self.health.device.counting_since_ns)
+            self._latest = None
+        self._sink.metrics(encode_metrics(self._resource(), points))
+
+    def _health_points(self) -> list[Point]:
+        health, now = self.health, anchor().now_ns()
+        labels = {"source": health.source, "hw.id": health.device.hw_id if health.device else health.address}
+        points = [
+            Point(contract.COLLECT_SUCCESS, labels, float(health.ok), now),
+            Point(contract.COLLECT_DURATION, labels, health.duration_s, now),
+        ]
+        for reason, count in sorted(health.failures.items()):
+            by_reason = labels | {"reason": reason}
+            points.append(Point(contract.COLLECT_FAILURES, by_reason, count, now, self._started_ns))
+        return points
+
+
+def _attributes(device: Device, readings: Sequence[Reading]) -> dict[str, Attribute]:
+    """Attributes of sample spans whose readings have the same fields; NaN values are left out."""
+    attributes: dict[str, Attribute] = {contract.HW_ID: device.hw_id, contract.HW_TYPE: device.hw_type}
+    attributes |= device.attributes
+    table = np.array([r.values for r in readings], np.float64)
+    for f, column in zip(readings[0].fields, table.T, strict=True):
+        present = ~np.isnan(column)
+        if f.key and present.any():
+            attributes[f.key] = column if present.all() else Optional(column, present)
+    return attributes
+
+
+def _points(reading: Reading, since_ns: int) -> list[Point]:
+    """The reading as metric points; absent values have none. `since_ns`: when counters began."""
+
+    def point(f: Field, value: float) -> Point:
+        start = since_ns if f.metric.kind == "counter" else 0
+        return Point(f.metric, dict(f.labels), value, reading.end_ns, start)
+
+    pairs = zip(reading.fields, reading.values, strict=True)
+    return [point(f, value) for f, value in pairs if not np.isnan(value)]

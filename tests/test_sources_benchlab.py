@@ -1,0 +1,261 @@
+"""The BENCHLAB source against an emulated device at the far end of a pty, with every fault it can have."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchlab_otel import sources, wire
+from benchlab_otel.config import Benchlab, Sources
+from benchlab_otel.simulate.device import Board, Emulator
+from benchlab_otel.simulate.truth import Load, Truth
+from benchlab_otel.sources import benchlab
+from benchlab_otel.sources.reading import SourceError
+from benchlab_otel.timebase import anchor
+from conftest import wait_for
+from receiving import Receiver
+
+WATTS = {"EPS1": 51.2, "EPS2": 7.0, "ATX3V": 3.3, "ATX12V": 21.0, "PCIE1": 44.0, "HPWR1": 120.0}
+TRUTH = Truth(Load(base=WATTS))
+CPU, GPU, MB = 58.2, 164.0, 24.3
+
+
+def settings(emulator: Emulator, **changes) -> Sources:
+    section = replace(Benchlab(ports=(str(emulator.path),), rate_hz=100.0, timeout_s=0.3), **changes)
+    return Sources(benchlab=section)
+
+
+@contextlib.contextmanager
+def recording(emulator: Emulator, receiver: Receiver, **changes):
+    running = sources.start(
+        ["benchlab"], settings(emulator, **changes), receiver, "session-1", flush_s=0.02, metrics_s=0.02
+    )
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def open_reader(emulator: Emulator, **changes):
+    return benchlab.open_reader(settings(emulator, **changes).benchlab, str(emulator.path))
+
+
+def read_once(emulator: Emulator) -> dict[str, float]:
+    with contextlib.closing(open_reader(emulator)) as reader:
+        reading = reader.read()
+    return dict(zip([f.key for f in reading.fields], reading.values, strict=True))
+
+
+@pytest.mark.parametrize("product", ["original", "benchlab2"])
+def test_domains_are_sums_of_rails_without_the_connectors_wires(product):
+    with Emulator(TRUTH, product) as emulator:
+        values = read_once(emulator)
+    assert values["hw.power.cpu"] == pytest.approx(CPU)
+    assert values["hw.power.gpu"] == pytest.approx(GPU)
+    assert values["hw.power.mb"] == pytest.approx(MB)
+    assert values["hw.power.system"] == pytest.approx(CPU + GPU + MB)
+    assert values["hw.power.rail.PCIE1"] == 44.0
+    assert values["hw.voltage.rail.ATX3V"] == 3.3
+    assert values["hw.current.rail.ATX3V"] == 1.0
+    if product == "benchlab2":
+        assert values["hw.power.rail.HPWR1_W3"] == 20.0
+
+
+def test_temperatures_above_100_survive_and_absent_ones_stay_absent():
+    temperatures = [20.0, None, None, None, 118.5]
+    hot = Board(temperatures=temperatures, chip=104.0, ambient=0.0, humidity=0.0, fans=[0, 800])
+    with Emulator(TRUTH, "benchlab2", board=hot) as emulator:
+        values = read_once(emulator)
+    assert values["hw.temperature.HPWR1_IN"] == pytest.approx(118.5)
+    assert values["hw.temperature.chip"] == pytest.approx(104.0)
+    assert np.isnan(values["hw.temperature.TS2"])
+    assert np.isnan(values["hw.temperature.ambient"])  # 0 °C at 0 % is a failed bus
+    assert np.isnan(values["hw.humidity.ambient"])
+    assert values["hw.fan.speed.1"] == 0.0  # a fan that stands still is a reading
+    assert np.isnan(values["hw.fan.speed.3"])
+
+
+@pytest.mark.parametrize(("product_id", "firmware"), sorted(wire.available()))
+def test_every_contract_is_read(product_id, firmware):
+    product = next(name for name, number in wire.PRODUCTS.items() if number == product_id)
+    with Emulator(TRUTH, product, firmware) as emulator:
+        assert read_once(emulator)["hw.temperature.chip"] == 41.0  # whole degrees in old firmware
+
+
+def test_samples_metrics_and_the_simulated_mark_reach_the_sink():
+    receiver = Receiver()
+    with Emulator(TRUTH) as emulator:
+        before = anchor().now_ns()
+        with recording(emulator, receiver, lag_ms=4.0, window_ms=20.0):
+            wait_for(lambda: len(receiver.samples()) >= 20 and receiver.values("hw.host.power"))
+        hw_id = f"benchlab-{emulator.uid.hex().upper()}"
+    resource, root, _ = receiver.spans[-1]
+    assert root.name == "session"
+    assert not root.parent_span_id
+    spans = [span for span, _ in receiver.samples()]
+    assert {(s.trace_id, s.parent_span_id) for s in spans} == {(root.trace_id, root.span_id)}
+    assert len({s.span_id for s in spans}) == len(spans)
+    assert all(
+        before < s.start_time_unix_nano < s.end_time_unix_nano < root.end_time_unix_nano for s in spans
+    )
+    for _, attributes in receiver.samples():
+        assert (attributes["hw.id"], attributes["hw.type"]) == (hw_id, "power_meter")
+        assert attributes["hw.power.cpu"] == pytest.approx(CPU)
+        assert (attributes["meter.lag_ns"], attributes["meter.window_ns"]) == (4_000_000, 20_000_000)
+        assert "hw.temperature.TS2" not in attributes
+    assert resource["benchlab.simulated"] is True
+    assert resource["session.id"] == "session-1"
+    assert resource["service.instance.id"].endswith(f"/benchlab/{hw_id}")
+    assert resource["benchlab.clock.offset_ns"] == anchor().offset_ns
+    eps1 = receiver.values("hw.power", {"hw.type": "power_rail", "hw.sensor_location": "EPS1"})
+    assert eps1[-1] == pytest.approx(51.2)
+    assert receiver.values("exporter.collect.success", {"source": "benchlab", "hw.id": hw_id})[-1] == 1.0
+    assert receiver.values("exporter.collect.duration")[-1] > 0.0
+
+
+def test_unplugged_and_plugged_in_again_is_a_gap():
+    receiver = Receiver()
+    with Emulator(TRUTH) as emulator, recording(emulator, receiver) as running:
+        wait_for(lambda: len(receiver.samples()) >= 5)
+        emulator.unplug()
+        unplugged = anchor().now_ns()
+        wait_for(lambda: not running.health()[0].ok)
+        (health,) = running.health()
+        assert str(emulator.path) in health.message
+        wait_for(lambda: receiver.values("exporter.collect.failures", {"reason": "absent"}))
+        failed = len(receiver.points)
+        emulator_was_back = anchor().now_ns()
+        emulator.replug()
+        wait_for(lambda: any(s.start_time_unix_nano > emulator_was_back for s, _ in receiver.samples()))
+        wait_for(lambda: receiver.values("exporter.collect.success")[-1] == 1.0)
+    during = [s for s, _ in receiver.samples() if unplugged < s.start_time_unix_nano < emulator_was_back]
+    assert not during
+    assert 0.0 in receiver.values("exporter.collect.success")
+    health_only = [m.name for _, m, _, p in receiver.points[:failed] if unplugged < p.time_unix_nano]
+    assert all(name.startswith("exporter.collect.") for name in health_only)
+
+
+@pytest.mark.parametrize(
+    ("fault", "value", "reasons"),
+    [
+        ("late", 0.5, {"late", "garbled"}),
+        ("silent", True, {"late"}),
+        ("short", 1, {"short", "garbled"}),
+        ("garbled", "noise", {"garbled", "implausible", "unknown", "short"}),
+        ("garbled", "shifted", {"garbled", "implausible", "unknown", "short"}),
+        ("welcome", True, {"garbled", "implausible", "short", "unknown"}),
+    ],
+)
+def test_faulty_replies_never_become_values(fault, value, reasons):
+    receiver = Receiver()
+    with (
+        Emulator(TRUTH, seed=7) as emulator,
+        recording(emulator, receiver, rate_hz=200.0, timeout_s=0.1) as running,
+    ):
+        (health,) = running.health()
+        healthy = getattr(emulator.faults, fault)
+        for _ in range(3):
+            readings, failures = health.readings, health.failures.total()
+            wait_for(lambda before=readings: health.readings >= before + 5)
+            setattr(emulator.faults, fault, value)
+            wait_for(lambda before=failures: health.failures.total() >= before + 2)
+            setattr(emulator.faults, fault, healthy)
+        readings = health.readings
+        wait_for(lambda: health.readings >= readings + 5)
+    assert set(health.failures) <= reasons
+    for _, attributes in receiver.samples():
+        for rail in wire.RAILS:
+            assert attributes[f"hw.power.rail.{rail}"] == pytest.approx(WATTS.get(rail, 0.0))
+        assert attributes["hw.temperature.TS1"] == 31.0
+    for value in receiver.values("hw.host.power"):
+        assert value == pytest.approx(CPU + GPU + MB)
+
+
+def test_a_late_answer_is_not_taken_for_the_next_one():
+    truth = Truth(Load(base={"EPS1": 10.0}, stages={"step": {"EPS1": 90.0}}))
+    with Emulator(truth) as emulator:
+        reader = open_reader(emulator, timeout_s=0.1)
+        emulator.faults.late = 0.4
+        with pytest.raises(SourceError, match="no answer"):
+            reader.read()
+        reader.close()
+        truth.activity.begin("step")
+        emulator.faults.late = 0.0
+        readings = []
+        while len(readings) < 3:
+            with contextlib.suppress(SourceError), contextlib.closing(open_reader(emulator)) as reader:
+                readings.append(reader.read())
+        assert {r.values[0] for r in readings} == {100.0}
+
+
+def test_the_second_run_says_who_holds_the_device():
+    with Emulator(TRUTH) as emulator, contextlib.closing(open_reader(emulator)):
+        program = """
+import sys
+from benchlab_otel.config import Benchlab
+from benchlab_otel.sources import benchlab
+try:
+    benchlab.open_reader(Benchlab(), sys.argv[1])
+except benchlab.SourceError as error:
+    print(error.reason, error)
+"""
+        command = [sys.executable, "-c", program, str(emulator.path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        assert said.startswith(f"busy {emulator.path}")
+        assert f"process {os.getpid()} (" in said
+        with pytest.raises(SourceError, match=f"process {os.getpid()}") as same_process:
+            open_reader(emulator)
+        assert same_process.value.reason == "busy"
+
+
+def test_a_tool_that_takes_no_lock_is_found_too():
+    with Emulator(TRUTH) as emulator:
+        program = "import sys; f = open(sys.argv[1], 'rb'); print('open', flush=True); sys.stdin.read()"
+        command = [sys.executable, "-c", program, str(emulator.path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout.readline() == b"open\n"
+            with pytest.raises(SourceError, match=f"process {other.pid}"):
+                open_reader(emulator)
+            other.stdin.close()
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/nonexistent/ttyACM0"])
+def test_a_path_that_is_no_device_says_so(path):
+    with pytest.raises(SourceError, match=path):
+        benchlab.open_reader(Benchlab(), path)
+
+
+def test_something_that_is_no_benchlab_is_refused():
+    master, slave = os.openpty()
+    try:
+        with pytest.raises(SourceError) as error:
+            benchlab.open_reader(Benchlab(timeout_s=0.1), os.ttyname(slave))
+        assert error.value.reason == "late"
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@given(st.data())
+def test_whatever_bytes_come_decoding_either_refuses_or_gives_possible_values(data):
+    layout = wire.layout(0x11, 7)
+    raw = data.draw(st.binary(min_size=layout.sensors.itemsize, max_size=layout.sensors.itemsize))
+    sensors = np.frombuffer(raw, layout.sensors)[0]
+    if not benchlab.implausible(sensors, layout):
+        values = np.concatenate([group.values(sensors) for group in benchlab.groups(layout)])
+        assert abs(values[0]) <= benchlab.MAX_WATTS
+
+
+@pytest.mark.parametrize("product", ["original", "benchlab2"])
+def test_golden_of_what_is_exported(product, golden):
+    receiver = Receiver()
+    full = Board(temperatures=[30.0 + n for n in range(8)], fans=[1000] * 9, inputs=[1.0] * 13)
+    with Emulator(TRUTH, product, board=full, seed=1) as emulator, recording(emulator, receiver):
+        wait_for(lambda: receiver.samples() and receiver.values("hw.host.power"))
+    golden(f"benchlab-{product}.json", receiver.outline())
