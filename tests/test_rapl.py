@@ -1,0 +1,135 @@
+"""RAPL counters from a powercap tree that the test writes: wrap, names, and every way not to be readable."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchlab_otel import sources
+from benchlab_otel.config import Rapl, Sources
+from benchlab_otel.sources import rapl
+from benchlab_otel.sources.reading import SourceError
+from conftest import wait_for
+from receiving import Receiver
+
+RANGE = 262_143_328_850
+
+
+def zone(root: Path, number: str, name: str, energy: int, limit: int = RANGE) -> Path:
+    folder = root / "class/powercap" / f"intel-rapl:{number}"
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(f"{name}\n")
+    (folder / "max_energy_range_uj").write_text(f"{limit}\n")
+    (folder / "energy_uj").write_text(f"{energy}\n")
+    return folder
+
+
+@contextlib.contextmanager
+def opened(root: Path):
+    settings = Rapl(sysfs=root)
+    with contextlib.closing(rapl.open_reader(settings, *rapl.addresses(settings))) as reader:
+        yield reader
+
+
+def values(reader) -> dict[str, float]:
+    reading = reader.read()
+    return dict(zip([f.key for f in reading.fields], reading.values, strict=True))
+
+
+def test_counters_go_on_across_a_wrap(tmp_path):
+    package = zone(tmp_path, "0", "package-0", RANGE - 1_000_000)
+    core = zone(tmp_path, "0:0", "core", 5_000_000)
+    with opened(tmp_path) as reader:
+        assert values(reader) == {"hw.energy.package-0": 0.0, "hw.energy.core": 0.0}
+        (package / "energy_uj").write_text("2000000\n")
+        (core / "energy_uj").write_text("5500000\n")
+        assert values(reader) == {"hw.energy.package-0": 3.0, "hw.energy.core": 0.5}
+
+
+@given(st.lists(st.integers(0, 999), min_size=1, max_size=30))
+def test_any_steps_below_the_range_add_up(tmp_path_factory, steps):
+    root = tmp_path_factory.mktemp("sys")
+    file = zone(root, "0", "package-0", 990, limit=1000) / "energy_uj"
+    with opened(root) as reader:
+        reader.read()
+        raw = 990
+        for step in steps:
+            raw = (raw + step) % 1000
+            file.write_text(f"{raw}\n")
+            last = reader.read().values[0]
+        assert last == pytest.approx(sum(steps) * 1e-6)
+
+
+def test_parts_of_several_packages_get_the_packages_number(tmp_path):
+    for package in ("0", "1"):
+        zone(tmp_path, package, f"package-{package}", 1)
+        zone(tmp_path, f"{package}:0", "dram", 1)
+    zone(tmp_path, "2", "psys", 1)
+    with opened(tmp_path) as reader:
+        keys = [f.key.removeprefix("hw.energy.") for f in reader.read().fields]
+        kinds = {f.labels["hw.sensor_location"]: f.labels["hw.type"] for f in reader.read().fields}
+    assert sorted(keys) == ["dram-0", "dram-1", "package-0", "package-1", "psys"]
+    assert kinds["dram-1"] == "memory"
+    assert kinds["package-1"] == "cpu"
+
+
+def test_no_counters_says_what_to_do(tmp_path):
+    with pytest.raises(SourceError, match="no RAPL counters") as error, opened(tmp_path):
+        pass
+    assert error.value.reason == "absent"
+    assert "modprobe" in error.value.fix
+
+
+@contextlib.contextmanager
+def nobody():
+    """Without root's right to read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_unreadable_counters_give_the_fix_and_no_zeros(tmp_path):
+    folder = zone(tmp_path, "0", "package-0", 1)
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_uid == os.geteuid() and path != Path("/tmp"):
+            path.chmod(path.stat().st_mode | 0o055)
+    (folder / "energy_uj").chmod(0)
+    receiver = Receiver()
+    with nobody():
+        running = sources.start(["rapl"], Sources(rapl=Rapl(sysfs=tmp_path)), receiver, "s", metrics_s=0.01)
+        wait_for(lambda: receiver.values("exporter.collect.failures", {"reason": "unreadable"}))
+        (health,) = running.health()
+        running.stop()
+    assert "energy_uj: only root may read it" in health.message
+    assert "sudo chmod a+r" in health.fix
+    assert set(receiver.values("exporter.collect.success")) == {0.0}
+    assert not receiver.values("hw.energy")
+    assert not receiver.samples()
+
+
+@pytest.mark.parametrize("text", ["", "12x\n", "\xff\n"])
+def test_a_counter_that_is_no_number_is_refused(tmp_path, text):
+    folder = zone(tmp_path, "0", "package-0", 1)
+    with opened(tmp_path) as reader:
+        (folder / "energy_uj").write_text(text, "latin-1")
+        with pytest.raises(SourceError, match="expected a number of microjoules"):
+            reader.read()
+
+
+def test_a_tree_outside_sysfs_is_simulated_and_its_samples_say_so(tmp_path, golden):
+    zone(tmp_path, "0", "package-0", 7_000_000)
+    zone(tmp_path, "0:0", "core", 1)
+    receiver = Receiver()
+    running = sources.start(["rapl"], Sources(rapl=Rapl(sysfs=tmp_path)), receiver, "s", metrics_s=0.01)
+    wait_for(lambda: len(receiver.samples()) > 5 and receiver.values("hw.energy"))
+    running.stop()
+    assert all(resource["benchlab.simulated"] is True for resource, span, _ in receiver.spans)
+    golden("rapl.json", receiver.outline())
