@@ -1,0 +1,135 @@
+"""From raw readings to clean ones: wraps, resets, quanta and repeats of counters and slow meters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from benchlab_otel.model import Bool, Float, Int, Readings
+
+
+@dataclass(slots=True)
+class Clean:
+    """n readings that each say something new, ascending in time.
+
+    `time`, `uncertainty` (n,) s from `origin_ns`; `value` (n,) W, or J of a counter that no longer
+    wraps; `row` (n,) int64 the rows in the readings they came from; `fresh` (n,) bool: the counter
+    started anew here, so the step from the reading before tells nothing. `quantum` is the counter's
+    step (J, 0 where none shows), `repeats` how many readings only repeated the one before.
+    """
+
+    kind: Literal["power", "energy"]
+    origin_ns: int
+    time: Float
+    uncertainty: Float
+    value: Float
+    row: Int
+    fresh: Bool
+    quantum: float = 0.0
+    repeats: int = 0
+    wraps: int = 0
+    resets: int = 0
+    absent: int = 0
+
+
+def clean(readings: Readings, origin_ns: int, wrap_j: float = 0.0) -> Clean:
+    """Readings in order of time, without absent values and repeats, counters unwrapped.
+
+    `wrap_j` (J) is where the counter starts again; with 0 a fall is a reset: the step over it is
+    left out, never guessed.
+    """
+    order = np.argsort(readings.time, kind="stable")
+    present = order[np.isfinite(readings.value[order])]
+    out = Clean(
+        kind=readings.kind,
+        origin_ns=origin_ns,
+        time=(readings.time[present] - origin_ns) / 1e9,
+        uncertainty=readings.uncertainty[present] / 1e9,
+        value=readings.value[present].astype(np.float64),
+        row=present,
+        fresh=np.zeros(len(present), bool),
+        absent=len(order) - len(present),
+    )
+    moving = np.diff(out.time, prepend=-np.inf) > 0
+    _keep(out, moving)
+    if readings.kind == "energy":
+        _unwrap(out, wrap_j)
+    _drop_repeats(out)
+    return out
+
+
+def _keep(readings: Clean, rows: Bool) -> None:
+    readings.time, readings.uncertainty = readings.time[rows], readings.uncertainty[rows]
+    readings.value, readings.row = readings.value[rows], readings.row[rows]
+    readings.fresh = readings.fresh[rows]
+
+
+def _unwrap(readings: Clean, wrap_j: float) -> None:
+    """Adds `wrap_j` after each wrap; falls that a wrap can't explain are resets.
+
+    A wrap that would need ten times the counter's usual power is a reset.
+    """
+    if len(readings.value) < 2:
+        return
+    step, gap = np.diff(readings.value), np.diff(readings.time)
+    fell = step < 0
+    rises = (step / gap)[~fell]
+    limit = 10.0 * float(np.median(rises)) if len(rises) else np.inf
+    wrapped = fell & (wrap_j > 0) & ((step + wrap_j) <= max(limit, 0.0) * gap) & (step + wrap_j >= 0)
+    reset = fell & ~wrapped
+    readings.value = readings.value + np.append(0.0, np.cumsum(np.where(wrapped, wrap_j, 0.0)))
+    readings.fresh[1:] = reset
+    readings.wraps, readings.resets = int(wrapped.sum()), int(reset.sum())
+    readings.quantum = _quantum(np.diff(readings.value)[~reset])
+
+
+def _quantum(steps: Float) -> float:
+    """The largest unit of which all steps are whole multiples; 0 where they share none worth naming."""
+    steps = np.unique(np.round(steps[steps > 0], 12))
+    if len(steps) < 3:
+        return 0.0
+    smallest = float(np.min(np.diff(np.append(0.0, steps))))
+    unit = smallest
+    for _ in range(30):  # Euclid's algorithm over the reals, with the rounding of doubles as tolerance
+        rest = np.abs(steps - unit * np.round(steps / unit))
+        left = float(rest.max())
+        if left <= 1e-5 * unit + 1e-10:
+            return unit if unit > 1e-7 else 0.0
+        unit = float(rest[rest > 1e-5 * unit + 1e-10].min())
+        if unit < 1e-7:
+            return 0.0
+    return 0.0
+
+
+def _drop_repeats(readings: Clean) -> None:
+    """Keeps the first reading of each value that a meter shows several times over.
+
+    A meter that refreshes slower than it is polled repeats itself exactly, and changes at regular
+    intervals; the new value came up at some time between the two polls around the change. Readings
+    of power that repeat without such a rhythm are taken as they are: an idle machine on a coarse
+    meter. A counter that stood still adds nothing, so its repeats always go.
+    """
+    if len(readings.value) < 3:
+        return
+    same = np.append(False, (np.diff(readings.value) == 0) & ~readings.fresh[1:])
+    slow = _refreshes_slowly(readings.time, ~same)
+    if not same.any() or (readings.kind == "power" and not slow):
+        return
+    if slow:
+        gap = np.append(0.0, np.diff(readings.time))
+        readings.time = readings.time - gap / 2
+        readings.uncertainty = readings.uncertainty + gap / 2
+    readings.repeats = int(same.sum())
+    _keep(readings, ~same)
+
+
+def _refreshes_slowly(time: Float, changed: Bool) -> bool:
+    """Whether the value changes at regular intervals that are longer than the polls'."""
+    poll = float(np.median(np.diff(time)))
+    intervals = np.diff(time[changed])
+    if len(intervals) < 8:
+        return False
+    low, high = np.quantile(intervals, [0.1, 0.9])
+    return bool(intervals.mean() > 1.25 * poll and high - low <= 2.5 * poll)

@@ -1,0 +1,150 @@
+"""The linear model of the readings: stages' pieces, base as a random walk, noise.
+
+    u = X W + A p̃ + Y B + N ε          readings as mean powers over windows (n,)
+    z = D u = Z W + M v                 their differences (n − 1,), free of the base's level
+
+p̃ (m,) is how far each piece is from its stage's watts W; the base B steps at the knots by η; ε are
+the readings' own errors. D takes differences of neighbouring rows, which makes the covariance of a
+random walk banded and leaves its unknown level out exactly (the error contrasts of Patterson &
+Thompson, Biometrika 58, 1971).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from benchlab_otel.align.banded import span
+from benchlab_otel.align.overlap import Sparse, cumulative, overlap, ragged
+from benchlab_otel.align.windows import Windows
+from benchlab_otel.model import Float, Int
+
+
+@dataclass(slots=True)
+class Pieces:
+    """m stretches of time, `begin` to `end` (m,) s, in which stage `stage` (m,) of `stages` was active."""
+
+    begin: Float
+    end: Float
+    stage: Int
+    stages: int
+
+    def __len__(self) -> int:
+        return len(self.begin)
+
+
+@dataclass(slots=True)
+class Design:
+    """The matrices of the module's formulas for n rows; `knots` (j,) s where the base may step,
+    `gaps` (j,) s the time since the knot before; `steps` is H (n − 1, j), `parts` DA, `errors` DN."""
+
+    rows: Windows
+    pieces: Pieces
+    overlap: Sparse
+    active: Float
+    parts: Sparse
+    knots: Float
+    gaps: Float
+    steps: Sparse
+    errors: Sparse
+    difference: Float  # z (n − 1,)
+    contrast: Float  # Z (n − 1, stages)
+
+    @property
+    def bandwidth(self) -> int:
+        """How far apart two differences can be and still share a piece, a knot or an error."""
+        columns = (self.parts, self.steps, self.errors)
+        return max(1, *(int(span(sparse.csr_array(c.T)).max(initial=0)) for c in columns))
+
+
+def build(rows: Windows, pieces: Pieces) -> Design:
+    """The model of these rows (at least two, in order of time) and pieces (in any order)."""
+    a = overlap(rows.lo, rows.hi, pieces.begin, pieces.end, rows.tau)
+    active = stage_sums(a, pieces)
+    knots = np.unique(rows.hi[:-1])
+    return Design(
+        rows=rows,
+        pieces=pieces,
+        overlap=a,
+        active=active,
+        parts=_differences(a),
+        knots=knots,
+        gaps=np.diff(knots, prepend=knots[0] - rows.period),
+        steps=_steps(rows, knots),
+        errors=_differences(rows.noise),
+        difference=np.diff(rows.value),
+        contrast=np.diff(active, axis=0),
+    )
+
+
+def stage_sums(matrix: Sparse, pieces: Pieces) -> Float:
+    """The columns of `matrix` (k, m) added up by stage: (k, stages)."""
+    hot = sparse.csr_array(
+        (np.ones(len(pieces)), (np.arange(len(pieces)), pieces.stage)), shape=(len(pieces), pieces.stages)
+    )
+    summed: Float = (matrix @ hot).toarray()
+    return summed
+
+
+def _differences(matrix: Sparse) -> Sparse:
+    return sparse.csr_array(matrix[1:] - matrix[:-1])
+
+
+def _steps(rows: Windows, knots: Float) -> Sparse:
+    """H: row k's base less row k − 1's is Σ (F_{k−1}(τ_j) − F_k(τ_j)) η_j, F as in `cumulative`."""
+    lo, hi = np.minimum(rows.lo[1:], rows.lo[:-1]), np.maximum(rows.hi[1:], rows.hi[:-1])
+    row, knot = ragged(np.searchsorted(knots, lo, "left"), np.searchsorted(knots, hi, "left"))
+    at = knots[knot]
+    value = cumulative(at, rows.lo[row], rows.hi[row], rows.tau) - cumulative(
+        at, rows.lo[row + 1], rows.hi[row + 1], rows.tau
+    )
+    return sparse.csr_array((value, (row, knot)), shape=(len(rows) - 1, len(knots)))
+
+
+def part_of(design: Design, first: int, last: int) -> Design:
+    """The model of rows first … last − 1 alone."""
+    rows = design.rows
+    a = sparse.csr_array(design.overlap[first:last])
+    mine, a = _used_columns(a)
+    noise = sparse.csr_array(rows.noise[first:last])
+    sources, noise = _used_columns(noise)
+    kept = Windows(
+        lo=rows.lo[first:last],
+        hi=rows.hi[first:last],
+        value=rows.value[first:last],
+        tau=rows.tau,
+        noise=noise,
+        row=rows.row[first:last],
+        kernel=rows.kernel,
+        counter=rows.counter,
+        at=rows.at[sources],
+        shown=rows.shown[sources],
+        uncertainty=rows.uncertainty[sources],
+    )
+    knots = np.unique(kept.hi[:-1])
+    pieces = design.pieces
+    return Design(
+        rows=kept,
+        pieces=Pieces(pieces.begin[mine], pieces.end[mine], pieces.stage[mine], pieces.stages),
+        overlap=a,
+        active=design.active[first:last],
+        parts=_differences(a),
+        knots=knots,
+        gaps=np.diff(knots, prepend=knots[0] - kept.period),
+        steps=_steps(kept, knots),
+        errors=_differences(noise),
+        difference=design.difference[first : last - 1],
+        contrast=design.contrast[first : last - 1],
+    )
+
+
+def _used_columns(matrix: Sparse) -> tuple[Int, Sparse]:
+    used = np.unique(matrix.indices)
+    renumbered = np.zeros(matrix.shape[1], np.int64)
+    renumbered[used] = np.arange(len(used))
+    kept = sparse.csr_array(
+        (matrix.data, renumbered[matrix.indices], matrix.indptr), shape=(matrix.shape[0], len(used))
+    )
+    return used.astype(np.int64), kept

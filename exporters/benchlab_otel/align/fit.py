@@ -1,0 +1,259 @@
+"""Watts of each stage and what varies by how much: generalised least squares and REML.
+
+The covariance of the differences z is a sum of known banded matrices, one for each kind of
+variation, times unknown variances θ: of each stage's power from frame to frame (W²), of the base's
+random walk (W²/s), of the readings' noise (W², or J² of a counter) and of their times (s²). REML
+(Patterson & Thompson 1971) finds θ with the average-information matrix (Gilmour, Thompson & Cullis,
+Biometrics 51, 1995) in log θ, so that variances stay positive; the traces that the gradient needs
+come exactly from the band of the inverse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from benchlab_otel.align import banded
+from benchlab_otel.align.banded import Cholesky
+from benchlab_otel.align.design import Design, part_of
+from benchlab_otel.align.overlap import Sparse, step_power
+from benchlab_otel.align.windows import edge_gain
+from benchlab_otel.model import Float
+
+_ROUNDS = 25
+_LONGEST = 3.0  # step in log θ
+_GAIN = 1e-2  # log-likelihood below which another round is not worth it
+_FLOOR = 1e-12  # of the differences' variance: what a variation that is not there is held at
+_NOISE_FLOOR = 1e-6  # the same for noise: it keeps S well conditioned, and no meter is better
+_STEADY = 1e-7  # least variance of the base from one row to the next, as a share of the noise
+
+
+@dataclass(slots=True)
+class Variances:
+    """`stage` (stages,) W²; `walk` W²/s of the base; `noise` W² (J² of a counter) of a reading;
+    `timing` s² of a reading's time."""
+
+    stage: Float
+    walk: float
+    noise: float
+    timing: float
+
+
+@dataclass(slots=True)
+class Fit:
+    """`watts` (stages,) W above base, `covariance` (stages, stages) W², the variances, and the
+    restricted log-likelihood of the rows that the variances were found on."""
+
+    watts: Float
+    covariance: Float
+    variances: Variances
+    loglik: float
+
+
+def noise_weights(design: Design) -> Float:
+    """How a reading's noise variance scales with its window (e,): that of white noise averaged."""
+    rows = design.rows
+    if rows.counter or rows.tau:
+        return np.ones(rows.noise.shape[1])
+    width = rows.hi - rows.lo
+    weights: Float = np.mean(width) / width
+    return weights
+
+
+def timing_weights(design: Design, watts: Float) -> Float:
+    """Squared change of a reading with its time (e,), more where the round trip was slower; 0 when
+    all times are certain."""
+    rows = design.rows
+    usual = float(np.median(rows.uncertainty))
+    if not rows.uncertainty.any():
+        return np.zeros(rows.noise.shape[1])
+    power = step_power(design.pieces.begin, design.pieces.end, watts[design.pieces.stage])
+    base = float(np.mean(rows.value - design.active @ watts))
+    slower = np.maximum(rows.uncertainty / max(usual, 1e-9), 1.0)
+    gain: Float = (edge_gain(rows, power, base) * slower) ** 2
+    return gain
+
+
+def fit(design: Design, start: Variances | None = None, most_rows: int = 8192) -> Fit:
+    """Watts and variances from the readings; `start` shortens the search.
+
+    Variances come from at most `most_rows` rows in the middle (they settle long before), watts from
+    all. Raises numpy.linalg.LinAlgError where the stages can't be told apart (see `resolve`).
+    """
+    n = len(design.rows)
+    sample = design
+    if n > most_rows:
+        first = (n - most_rows) // 2
+        sample = part_of(design, first, first + most_rows)
+    variances, loglik = reml(sample, start)
+    solved = solve(design, variances)
+    return Fit(solved.watts, solved.covariance, variances, loglik)
+
+
+# -- generalised least squares ------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Solved:
+    """S (band) of the differences with its factor, U = S⁻¹Z, W and its covariance, α = S⁻¹(z − ZW)."""
+
+    band: Float
+    factor: Cholesky
+    u: Float
+    watts: Float
+    covariance: Float
+    alpha: Float
+
+
+def prior(design: Design, variances: Variances, timing: Float) -> tuple[Float, Float, Float]:
+    """Prior variances of the pieces (m,), the base's steps (j,) and the readings' errors (e,)."""
+    return (
+        variances.stage[design.pieces.stage],
+        variances.walk * design.gaps,
+        variances.noise * noise_weights(design) + variances.timing * timing,
+    )
+
+
+def solve(design: Design, variances: Variances, watts: Float | None = None) -> Solved:
+    """Watts by generalised least squares given the variances."""
+    guess = least_squares(design) if watts is None else watts
+    timing = timing_weights(design, guess) if variances.timing else np.zeros(design.rows.noise.shape[1])
+    blocks = zip((design.parts, design.steps, design.errors), prior(design, variances, timing), strict=True)
+    root = sparse.csr_array(sparse.hstack([scaled(m, np.sqrt(c)) for m, c in blocks], format="csr"))
+    band = banded.band_of(sparse.csr_array(root @ root.T), design.bandwidth)
+    return _gls(band, design)
+
+
+def scaled(matrix: Sparse, columns: Float) -> Sparse:
+    """The matrix with each column multiplied by its number."""
+    return sparse.csr_array(
+        (matrix.data * columns[matrix.indices], matrix.indices, matrix.indptr), shape=matrix.shape
+    )
+
+
+def _gls(band: Float, design: Design) -> Solved:
+    factor = Cholesky.of(band)
+    both = factor.solve(np.column_stack([design.contrast, design.difference]))
+    u, y = both[:, :-1], both[:, -1]
+    covariance = np.linalg.inv(design.contrast.T @ u)
+    watts = covariance @ (u.T @ design.difference)
+    return Solved(band, factor, u, watts, covariance, y - u @ watts)
+
+
+def least_squares(design: Design) -> Float:
+    """Watts by ordinary least squares of the differences: where the search starts."""
+    return np.linalg.lstsq(design.contrast, design.difference, rcond=None)[0]
+
+
+# -- REML ---------------------------------------------------------------------------------------
+
+
+def components(design: Design, watts: Float) -> list[Float]:
+    """The bands of dS/dθ: one a stage, the walk, the noise, and timing where times are uncertain."""
+    width = design.bandwidth
+    stage = design.pieces.stage
+    by_column = sparse.csc_array(design.parts)
+    out = [_square(by_column[:, stage == s], None, width) for s in range(design.pieces.stages)]
+    out.append(_square(design.steps, design.gaps, width))
+    out.append(_square(design.errors, noise_weights(design), width))
+    timing = timing_weights(design, watts)
+    if timing.any():
+        out.append(_square(design.errors, timing, width))
+    return out
+
+
+def _square(matrix: Sparse, columns: Float | None, width: int) -> Float:
+    rows = sparse.csr_array(matrix)
+    root = rows if columns is None else scaled(rows, np.sqrt(columns))
+    return banded.band_of(sparse.csr_array(root @ root.T), width)
+
+
+def reml(design: Design, start: Variances | None = None) -> tuple[Variances, float]:
+    """The variances of greatest restricted likelihood, and that log-likelihood."""
+    watts = least_squares(design)
+    bands = np.stack(components(design, watts))
+    sizes = np.maximum(bands[:, 0].mean(axis=1), 1e-300)
+    total = float(np.var(design.difference)) or 1.0
+    stages = design.pieces.stages
+    floor = _FLOOR * total / sizes
+    floor[stages + 1] *= _NOISE_FLOOR / _FLOOR
+    if start is None:
+        left = float(np.mean((design.difference - design.contrast @ watts) ** 2))
+        share = np.where(np.arange(len(bands)) < stages, 1.0 / max(stages, 1), 0.03)
+        theta = np.maximum(left * share / sizes, floor)
+    else:
+        begun = np.array([*start.stage, start.walk, start.noise, start.timing])[: len(bands)]
+        theta = np.maximum(begun, 10 * floor)
+
+    def bounded(values: Float) -> Float:
+        values = np.maximum(values, floor)
+        values[stages] = max(values[stages], _STEADY * values[stages + 1] * sizes[stages + 1] / sizes[stages])
+        return values
+
+    theta = bounded(theta)
+    here, gradient, information = _likelihood(bands, theta, design, derivatives=True)
+    damping = 1e-3
+    for _ in range(_ROUNDS):
+        proposal = bounded(
+            theta * np.exp(_step(theta, bounded(theta * 0.99), gradient, information, damping))
+        )
+        there, _, _ = _likelihood(bands, proposal, design, derivatives=False)
+        if there < here:
+            damping *= 10
+            if damping > 1e4:
+                break
+            continue
+        gain, here, theta, damping = there - here, there, proposal, max(damping / 10, 1e-4)
+        if gain < _GAIN:
+            break
+        here, gradient, information = _likelihood(bands, theta, design, derivatives=True)
+    timing = float(theta[stages + 2]) if len(theta) > stages + 2 else 0.0
+    found = Variances(theta[:stages].copy(), float(theta[stages]), float(theta[stages + 1]), timing)
+    return found, here
+
+
+def _step(theta: Float, lower: Float, gradient: Float, information: Float, damping: float) -> Float:
+    """A damped Newton step in log θ; variances that rest on their floor (`lower` > 0.995 θ) stay."""
+    free = ~((lower > 0.995 * theta) & (gradient < 0))
+    step = np.zeros(len(theta))
+    if free.any():
+        own = information[np.ix_(free, free)]
+        diagonal = np.diag(own)
+        ridge = damping * diagonal + 1e-6 * max(float(diagonal.max()), 1.0)
+        step[free] = np.linalg.solve(own + np.diag(ridge), gradient[free])
+    longest = float(np.abs(step).max())
+    return step * min(1.0, _LONGEST / longest) if longest else step
+
+
+def _likelihood(bands: Float, theta: Float, design: Design, derivatives: bool) -> tuple[float, Float, Float]:
+    """Restricted log-likelihood, its gradient and average information, both in log θ."""
+    band = np.tensordot(theta, bands, axes=1)
+    none = np.zeros(0)
+    try:
+        solved = _gls(band, design)
+    except np.linalg.LinAlgError:
+        return -np.inf, none, none
+    sign, logdet = np.linalg.slogdet(solved.covariance)
+    if len(solved.covariance) and sign <= 0:
+        return -np.inf, none, none
+    residual = design.difference - design.contrast @ solved.watts
+    value = -0.5 * (solved.factor.logdet() - logdet + float(residual @ solved.alpha))
+    if not derivatives:
+        return value, none, none
+    inverse = banded.inverse_band(band, band.shape[0] - 1)
+    alpha, u, cov = solved.alpha, solved.u, solved.covariance
+    pulled = [banded.product(b, np.column_stack([alpha, u])) for b in bands]
+    trace = np.array(
+        [
+            banded.inner(inverse, b) - np.trace(cov @ (u.T @ f[:, 1:]))
+            for b, f in zip(bands, pulled, strict=True)
+        ]
+    )
+    f = np.column_stack([p[:, 0] for p in pulled])
+    gradient = 0.5 * (f.T @ alpha - trace) * theta
+    projected = solved.factor.solve(f)
+    uf = u.T @ f
+    information = 0.5 * (f.T @ projected - uf.T @ cov @ uf) * np.outer(theta, theta)
+    return value, gradient, information

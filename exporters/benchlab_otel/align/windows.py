@@ -1,0 +1,130 @@
+"""What each reading averages over: readings of any meter as mean powers over compact windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import sparse
+
+from benchlab_otel.align.counters import Clean
+from benchlab_otel.align.overlap import Sparse, value_at
+from benchlab_otel.model import Float, Int
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """How a power meter averages: over `width_s` seconds that ended `lag_s` before the reading.
+
+    `lowpass`: a first-order low-pass whose time constant is `width_s`. Width 0 is instantaneous.
+    A counter has no width of its own: it averages from one reading to the next.
+    """
+
+    shape: Literal["boxcar", "lowpass"] = "boxcar"
+    lag_s: float = 0.0
+    width_s: float = 0.0
+
+    @property
+    def tau(self) -> float:
+        """The time constant of a low-pass (s), 0 for a boxcar."""
+        return self.width_s if self.shape == "lowpass" else 0.0
+
+
+@dataclass(slots=True)
+class Windows:
+    """n rows: `value` (n,) W is the mean power over [lo, hi) (n,) s, up to noise.
+
+    `noise` (n, e) tells how the errors of the e readings enter the rows, `row` (n,) which reading
+    ends each row (row of the input readings). `at` (e,) s is each reading's time less the lag,
+    `shown` (e,) its value, `uncertainty` (e,) s that of its time.
+    """
+
+    lo: Float
+    hi: Float
+    value: Float
+    tau: float
+    noise: Sparse
+    row: Int
+    kernel: Kernel
+    counter: bool
+    at: Float
+    shown: Float
+    uncertainty: Float
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    @property
+    def period(self) -> float:
+        """The usual time between rows (s)."""
+        return float(np.median(np.diff(self.hi))) if len(self) > 1 else 0.0
+
+
+def windows(readings: Clean, kernel: Kernel) -> Windows:
+    """The readings as rows.
+
+    A counter's row is its step over the time between two readings. A low-pass is turned into rows
+    that end where the next begins: (y_k − ρ y_{k−1}) / (1 − ρ), ρ = exp(−Δt / τ), is the average of
+    the power since reading k − 1 weighted by exp(t / τ), and nothing earlier.
+    """
+    at = readings.time - kernel.lag_s
+    n = len(at)
+    if readings.kind == "power" and kernel.tau == 0.0:
+        half = np.maximum(readings.uncertainty, 1e-9) if kernel.width_s == 0.0 else np.zeros(n)
+        return Windows(
+            lo=at - kernel.width_s - half,
+            hi=at + half,
+            value=readings.value,
+            tau=0.0,
+            noise=sparse.csr_array(sparse.eye_array(n)),
+            row=readings.row,
+            kernel=kernel,
+            counter=False,
+            at=at,
+            shown=readings.value,
+            uncertainty=readings.uncertainty,
+        )
+    gap = np.diff(at)
+    usable = ~readings.fresh[1:] & (gap > 0)
+    if readings.kind == "energy":
+        scale, rho = 1.0 / gap, np.ones(n - 1)
+    else:
+        rho = np.exp(-gap / kernel.tau)
+        scale = 1.0 / (1.0 - rho)
+    k = np.flatnonzero(usable)
+    rows = np.arange(len(k))
+    weights = np.concatenate([scale[k], -(scale * rho)[k]])
+    noise = sparse.csr_array((weights, (np.tile(rows, 2), np.concatenate([k + 1, k]))), shape=(len(k), n))
+    return Windows(
+        lo=at[k],
+        hi=at[k + 1],
+        value=scale[k] * (readings.value[k + 1] - rho[k] * readings.value[k]),
+        tau=kernel.tau if readings.kind == "power" else 0.0,
+        noise=noise,
+        row=readings.row[k + 1],
+        kernel=kernel,
+        counter=readings.kind == "energy",
+        at=at,
+        shown=readings.value,
+        uncertainty=readings.uncertainty,
+    )
+
+
+def tile(rows: Windows) -> bool:
+    """Whether the windows cover their time once: disjoint, and without gaps but missed readings."""
+    return bool(np.all(rows.lo[1:] >= rows.hi[:-1] - 1e-9)) and rows.tau == 0.0
+
+
+def edge_gain(rows: Windows, power: tuple[Float, Float], base: float) -> Float:
+    """How a reading changes with its own time (e,): W/s, or J/s for a counter.
+
+    `power` is the model's mean power as a step function (times, levels) above `base` (W).
+    """
+    if rows.counter:
+        return base + value_at(*power, rows.at)
+    if rows.tau:
+        return (base + value_at(*power, rows.at) - rows.shown) / rows.tau
+    width = np.maximum(rows.hi - rows.lo, 1e-9)
+    gain: Float = (value_at(*power, rows.hi) - value_at(*power, rows.lo)) / width
+    return gain
