@@ -26,7 +26,8 @@ def load_runs(
     state = Aligner(keep_ns=FOREVER_NS)
     parts: dict[tuple[str, str], list[Aligned]] = {}
     for block in align_session(state, session, faults, progress):
-        parts.setdefault((block.frames.service, block.frames.pipeline), []).append(block)
+        without = replace(block, readings=[])  # else each block would keep its own copy of all of them
+        parts.setdefault((block.frames.service, block.frames.pipeline), []).append(without)
     readings = list(state.readings.values())
     return [_run(parts.pop(key), readings) for key in list(parts)]
 
