@@ -1,0 +1,129 @@
+"""`emulate`: a BENCHLAB device on a pty, until ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchlab_otel import wire
+from benchlab_otel.cli.errors import UserError
+from benchlab_otel.simulate.device import Emulator, Meter
+from benchlab_otel.simulate.truth import Load, Truth
+
+DEFAULT_WATTS = ("EPS1=45", "ATX12V=15", "PCIE1=35")
+
+
+class Product(str, Enum):
+    """The devices that can be emulated."""
+
+    original = "original"
+    benchlab2 = "benchlab2"
+
+
+class Fault(str, Enum):
+    """What can go wrong with the emulated device."""
+
+    unplug = "unplug"
+    silent = "silent"
+    late = "late"
+    garbled = "garbled"
+    short = "short"
+    welcome = "welcome"
+
+
+def command(
+    product: Annotated[Product, typer.Option(help="Which device.")] = Product.original,
+    firmware: Annotated[int | None, typer.Option(help="Firmware version (default: the newest).")] = None,
+    watts: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RAIL=W", help=f"Power of a rail (default: {' '.join(DEFAULT_WATTS)})."),
+    ] = None,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Noise of each reading, standard deviation in W.")
+    ] = 0.0,
+    width_ms: Annotated[float, typer.Option(min=0, help="The meter averages over this time.")] = 0.0,
+    lag_ms: Annotated[float, typer.Option(min=0, help="The meter reports the past by this much.")] = 0.0,
+    delay_ms: Annotated[float, typer.Option(min=0, help="Time from request to answer.")] = 0.0,
+    jitter_ms: Annotated[float, typer.Option(min=0, help="Up to this much more, at random.")] = 0.0,
+    fault: Annotated[Fault | None, typer.Option(help="Goes wrong in this way, again and again.")] = None,
+    fault_every: Annotated[float, typer.Option(min=0.1, help="Seconds from one fault to the next.")] = 10.0,
+    fault_for: Annotated[float, typer.Option(min=0.1, help="Seconds that each fault lasts.")] = 2.0,
+    path: Annotated[Path | None, typer.Option(help="Where the port appears (default: a new folder).")] = None,
+    seed: Annotated[int | None, typer.Option(help="For the same noise and device id each time.")] = None,
+) -> None:
+    """A BENCHLAB device on a pty; prints its path and runs until ctrl-C.
+
+    \b
+    Examples:
+      benchlab-otel emulate --product benchlab2 --watts EPS1=80 --watts HPWR1=240 --noise 0.5
+      benchlab-otel emulate --path /tmp/ttyBENCHLAB --fault unplug --fault-every 20
+    """
+    meter = Meter(lag_ms / 1e3, width_ms / 1e3, noise, delay_ms / 1e3, jitter_ms / 1e3)
+    try:
+        truth = Truth(Load(base=dict(_rail(text) for text in watts or DEFAULT_WATTS)))
+        emulator = Emulator(truth, product.value, firmware, meter, path=_free(path), seed=seed)
+    except (LookupError, ValueError) as error:
+        raise UserError(str(error)) from None
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with emulator:
+        print(emulator.path, flush=True)
+        print(
+            f"{emulator.layout.product} firmware {emulator.layout.firmware}, simulated. Read it, for instance, with\n"
+            f"  BENCHLAB_OTEL_SOURCES__BENCHLAB__PORTS={emulator.path} benchlab-otel devices\n"
+            "End with ctrl-C.",
+            file=sys.stderr,
+        )
+        while not stop.wait(fault_every if fault else None):
+            if fault:
+                _suffer(emulator, fault, fault_for, stop)
+
+
+def _rail(text: str) -> tuple[str, float]:
+    rail, _, power = text.partition("=")
+    try:
+        return rail.upper(), float(power)
+    except ValueError:
+        raise UserError(
+            f"--watts {text}: expected RAIL=W, such as EPS1=45; rails: {', '.join(wire.RAILS)}"
+        ) from None
+
+
+def _free(path: Path | None) -> Path | None:
+    """The path, unless something is there that is not left over from an emulator."""
+    if path and path.exists() and not path.is_symlink():
+        raise UserError(f"--path {path}: there is a file already; choose another path")
+    if path and not path.parent.is_dir():
+        raise UserError(f"--path {path}: there is no folder {path.parent}")
+    return path.absolute() if path else None
+
+
+def _suffer(emulator: Emulator, fault: Fault, seconds: float, stop: threading.Event) -> None:
+    """Has the fault for a while."""
+    print(f"{fault.value} for {seconds} s", file=sys.stderr, flush=True)
+    faults = emulator.faults
+    match fault:
+        case Fault.unplug:
+            emulator.unplug()
+            stop.wait(seconds)
+            emulator.replug()
+            return
+        case Fault.silent:
+            faults.silent = True
+        case Fault.late:
+            faults.late = 1.0
+        case Fault.garbled:
+            faults.garbled = "noise"
+        case Fault.short:
+            faults.short = 1
+        case Fault.welcome:
+            faults.welcome = True
+    stop.wait(seconds)
+    emulator.faults = type(faults)()
