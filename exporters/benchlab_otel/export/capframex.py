@@ -179,9 +179,10 @@ def _last_stage(frames: Frames) -> tuple[Float, Float]:
     """Seconds (in the frame's last stage, from that stage's begin to the frame's end)."""
     inside, until_end = np.zeros(len(frames)), np.zeros(len(frames))
     if len(frames.stage_frame):
-        order = np.lexsort((frames.stage_end, frames.stage_frame))
-        frame = frames.stage_frame[order]
-        row = order[np.flatnonzero(np.diff(frame, append=-1))]  # the last row of each frame
+        starts = np.flatnonzero(np.diff(frames.stage_frame, prepend=-1))
+        last_end = np.zeros(len(frames), np.int64)
+        last_end[frames.stage_frame[starts]] = np.maximum.reduceat(frames.stage_end, starts)
+        row = np.flatnonzero(frames.stage_end == last_end[frames.stage_frame])
         frame = frames.stage_frame[row]
         inside[frame] = (frames.stage_end[row] - frames.stage_begin[row]) / 1e9
         until_end[frame] = (frames.end[frame] - frames.stage_begin[row]) / 1e9
