@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench lock clean
+.PHONY: install gstreamer system demo test lint bench lock clean
 
 install: $(STAMP)
 
@@ -13,7 +13,13 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: install
+# Debian's GStreamer bindings, where they are there and made for this Python: linked, not installed.
+gstreamer: install
+	@gi=/usr/lib/python3/dist-packages/gi; \
+	if [ -d $$gi ] && $(BIN)/python -c "import sys; sys.exit(not list(__import__('pathlib').Path('$$gi').glob(f'_gi.cpython-{sys.version_info.major}{sys.version_info.minor}-*.so')))"; \
+	then ln -sfn $$gi "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/gi"; fi
+
+demo: install gstreamer
 	@$(BIN)/benchlab-otel demo
 
 lint: install
@@ -22,9 +28,12 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install
+# What tests need from the system: Debian packages, where this user may install them.
+system:
 	@tests/system.sh
-	@$(MAKE) --no-print-directory lint
+
+test: install system
+	@$(MAKE) --no-print-directory gstreamer lint
 	$(BIN)/pytest
 
 bench: install

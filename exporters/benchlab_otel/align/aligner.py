@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from benchlab_otel.align.clock import Clock, to_time_base
 from benchlab_otel.align.frames import Assembly, assemble, finish
-from benchlab_otel.align.interpolate import LOOK_BACK, frame_energy
+from benchlab_otel.align.interpolate import LOOK_BACK, InFlight, frame_energy, in_flight_share
 from benchlab_otel.align.readings import Key, append, extract, since, slice_of
-from benchlab_otel.model import FrameEnergy, Frames, Int, Readings, Spans
+from benchlab_otel.model import Float, FrameEnergy, Frames, Int, Readings, Spans
 
 KEEP_NS = 60_000_000_000  # readings are kept this long: the longest frame that gets its energy
 
@@ -41,6 +41,7 @@ class Aligner:
     assembly: Assembly = field(init=False)
     readings: dict[Key, Readings] = field(default_factory=dict)
     waiting: list[Frames] = field(default_factory=list)
+    in_flight: dict[tuple[str, str], InFlight] = field(default_factory=dict)
     late_readings: int = 0
 
     def __post_init__(self) -> None:
@@ -79,21 +80,23 @@ def _ready(state: Aligner, horizon: int) -> list[Aligned]:
     for frames in state.waiting:
         count = int(np.searchsorted(frames.end, horizon, side="right"))
         if count:
-            out.append(_with_energy(part(frames, 0, count), state.readings))
+            out.append(_with_energy(state, part(frames, 0, count)))
         if count < len(frames):
             waiting.append(part(frames, count, len(frames)))
     state.waiting = waiting
     return out
 
 
-def _with_energy(frames: Frames, readings: dict[Key, Readings]) -> Aligned:
-    series = list(readings.values())
-    energy = [_around(r, frames) for r in series]
+def _with_energy(state: Aligner, frames: Frames) -> Aligned:
+    series = list(state.readings.values())
+    key = (frames.service, frames.pipeline)
+    share, state.in_flight[key] = in_flight_share(frames.begin, frames.end, state.in_flight.get(key))
+    energy = [_around(r, frames, share) for r in series]
     known = [i for i, e in enumerate(energy) if np.isfinite(e.energy).any()]
     return Aligned(frames, [energy[i] for i in known], [series[i] for i in known])
 
 
-def _around(readings: Readings, frames: Frames) -> FrameEnergy:
+def _around(readings: Readings, frames: Frames, share: Float) -> FrameEnergy:
     """The frames' energy from the stretch of readings around them, so that cost follows the frames.
 
     The stretch is the same whether or not later readings are there yet, and so are the figures.
@@ -102,7 +105,7 @@ def _around(readings: Readings, frames: Frames) -> FrameEnergy:
     first = int(np.searchsorted(readings.time, frames.begin.min() + half)) - 2 * LOOK_BACK
     last = int(np.searchsorted(readings.time, frames.end.max() + half, side="right")) + 1
     first = max(0, first)
-    energy = frame_energy(slice_of(readings, first, last), frames.begin, frames.end)
+    energy = frame_energy(slice_of(readings, first, last), frames.begin, frames.end, share)
     for rows in (energy.first, energy.last):
         rows[rows >= 0] += first
     return energy

@@ -7,14 +7,15 @@ straight lines, counters interpolated linearly); the uncertainty says how far th
   deviation of the readings from one to the next, w: time that one reading averages over). Given the
   energy of an interval of length T, that of a part d of it has variance S·d·(T - d)/T, as a Brownian
   bridge has.
-- What they can't show: below its own rate a meter says only that power is not negative. The mean
-  power m may have been anything from 0 to 2m in the part d of an edge interval, so the energy may be
-  off by up to m·min(d, T - d); 95 % of that range is taken, and the two edges are added up, because
-  the pipeline's own work makes both err the same way. A power reading may stand for the time around
-  it or for the time before it, so for power meters the worse of both phases counts.
+- What they can't show: below its own rate a meter says only that power is not negative. If all the
+  energy was used while frames were in flight, a share f of the time, the power then was m/f (m: mean
+  power); it may also have been 0. So the part d of an edge interval may be off by up to
+  m·min(d, T - d)·max(1, 1/f - 1); 95 % of that is taken, and the two edges are added up, because the
+  pipeline's own work makes both err the same way. A power reading may stand for the time around it or
+  for the time before it, so for power meters the worse of both phases counts.
 - When the readings were taken: half the round trip, uniform, times s.
 
-So a frame much shorter than the meter's period has an interval of nearly ±100 %: a single window
+So a frame much shorter than the meter's period has an interval of ±100 % and more: a single window
 can't be told from its neighbours by interpolation. Conditioning on the stages can.
 """
 
@@ -111,10 +112,13 @@ def _running_mean(values: Float, skip: int = 0) -> Float:
     return np.maximum(sums[last] - sums[first], 0.0) / (last - first)
 
 
-def window_energy(found: Curve, begin: Int, end: Int) -> tuple[Float, Float, Int, Int]:
+def window_energy(
+    found: Curve, begin: Int, end: Int, share: Float | float = 1.0
+) -> tuple[Float, Float, Int, Int]:
     """Energy (n,) J of the windows [begin, end) (n,) ns, its 95 % half width, first and last reading used.
 
-    NaN and -1 where the readings do not cover a window or have a gap in it.
+    `share` (n,) is the part of the time around that such windows cover, 0 to 1. NaN and -1 where the
+    readings do not cover a window or have a gap in it.
     """
     n = len(found.time)
     low = np.searchsorted(found.time, begin, side="right") - 1
@@ -125,7 +129,8 @@ def window_energy(found: Curve, begin: Int, end: Int) -> tuple[Float, Float, Int
     energy = _at(found, end, high_in - 1) - _at(found, begin, low_in)
     edges = _edges(found, begin, end, low_in, high_in)
     variance = found.density[high_in] * edges.bridge + _timing(found, low_in, high_in)
-    half = np.hypot(Z95 * np.sqrt(variance), 0.95 * np.abs(found.level[high_in]) * edges.unseen)
+    most = np.maximum(1.0, 1.0 / np.maximum(share, 1e-6) - 1.0)
+    half = np.hypot(Z95 * np.sqrt(variance), 0.95 * np.abs(found.level[high_in]) * edges.unseen * most)
     return (
         np.where(covered, energy, np.nan),
         np.where(covered, half, np.nan),
@@ -167,11 +172,12 @@ def _edges(found: Curve, begin: Int, end: Int, low: Int, high: Int) -> _Edges:
 
     def unseen(part: Float, width: Float) -> Float:
         nearest = np.minimum(part, np.maximum(width - part, 0.0))
-        if found.power is None:
-            return nearest
-        return np.minimum(part, np.maximum(nearest, width / 2 - nearest))
+        return nearest if found.power is None else np.maximum(nearest, width / 2 - nearest)
 
-    return _Edges(bridge=both(lambda d, width: d * np.maximum(width - d, 0.0) / width), unseen=both(unseen))
+    return _Edges(
+        bridge=both(lambda d, width: d * np.maximum(width - d, 0.0) / width),
+        unseen=np.minimum(both(unseen), inside),
+    )
 
 
 def _timing(found: Curve, low: Int, high: Int) -> Float:
@@ -179,7 +185,40 @@ def _timing(found: Curve, low: Int, high: Int) -> Float:
     return (found.step[high] ** 2) * (found.jitter[low] ** 2 + found.jitter[high] ** 2)
 
 
-def frame_energy(readings: Readings, begin: Int, end: Int) -> FrameEnergy:
+@dataclass(slots=True)
+class InFlight:
+    """The last k frames of a pipeline: their ends (k,) ns, and what each added to the time in flight."""
+
+    end: Int
+    added: Int
+
+
+RECENT_FRAMES = 64
+
+
+def in_flight_share(begin: Int, end: Int, before: InFlight | None) -> tuple[Float, InFlight]:
+    """The share (n,) of the last RECENT_FRAMES frames' time in which any of them was in flight.
+
+    Frames in order of their end. It looks back only, over `before` too; the first frames of all look
+    ahead instead. Returns what to hand in with the next frames.
+    """
+    covered_until = np.maximum.accumulate(end)
+    earlier = before.end[-1] if before is not None and len(before.end) else begin[0]
+    covered_before = np.maximum(np.append(earlier, covered_until[:-1]), earlier)
+    added = np.maximum(end - np.maximum(begin, covered_before), 0)
+    if before is None:
+        ends, adds = np.append(begin[0], end), np.append(0, added)
+    else:
+        ends, adds = np.append(before.end, end), np.append(before.added, added)
+    sums = np.cumsum(adds)
+    last = np.maximum(np.arange(len(ends) - len(end), len(ends)), min(RECENT_FRAMES, len(ends) - 1))
+    first = np.maximum(last - RECENT_FRAMES, 0)
+    lasted = ends[last] - ends[first]
+    share = np.where(lasted > 0, (sums[last] - sums[first]) / np.maximum(lasted, 1), 1.0)
+    return np.clip(share, 0.0, 1.0), InFlight(ends[-RECENT_FRAMES - 1 :], adds[-RECENT_FRAMES - 1 :])
+
+
+def frame_energy(readings: Readings, begin: Int, end: Int, share: Float) -> FrameEnergy:
     """`window_energy` of a whole set of frames, NaN where there is none."""
     found = curve(readings)
     if found is None:
@@ -187,7 +226,7 @@ def frame_energy(readings: Readings, begin: Int, end: Int) -> FrameEnergy:
         nowhere = np.full(len(begin), -1, np.int64)
         energy, half, first, last = nothing, nothing.copy(), nowhere, nowhere.copy()
     else:
-        energy, half, first, last = window_energy(found, begin, end)
+        energy, half, first, last = window_energy(found, begin, end, share)
     return FrameEnergy(
         readings.meter, readings.domain, "interpolated", energy, half, first, last, readings.simulated
     )

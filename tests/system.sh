@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Installs what the tests need from Debian, where this user may; without it those tests skip (CI: fail).
+set -euo pipefail
+packages=(
+  gir1.2-gst-plugins-base-1.0 gir1.2-gstreamer-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good
+  gstreamer1.0-tools prometheus python3-gi
+)
+missing=()
+if command -v dpkg-query >/dev/null; then
+  for package in "${packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+  done
+fi
+[ ${#missing[@]} -eq 0 ] && exit 0
+if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+  echo "== Installing from Debian, for the tests: ${missing[*]}"
+  apt-get update -qq
+  # the prometheus package starts a server where there is a service manager; the tests want only promtool
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+else
+  echo "== Not installed here, so tests that need them are skipped: ${missing[*]}"
+  echo "   As root: apt-get install ${missing[*]}"
+fi
