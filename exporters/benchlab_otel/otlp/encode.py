@@ -23,6 +23,7 @@ from benchlab_otel.model import Bool, Float, Int, Resource, Scalar, Uint
 
 KIND_INTERNAL = 1
 SCOPE_NAME = "benchlab-otel"
+Buffer = bytes | memoryview
 
 
 @dataclass(slots=True)
@@ -49,9 +50,9 @@ class SpanBatch:
     """n spans of one name to be encoded.
 
     `trace` (n, 2), `span` (n,), `parent` (n,) or None for roots: uint64; `start`, `end` (n,)
-    int64 Unix ns; `status` the OTLP code, one or (n,). An attribute is one value for all rows or a
-    column. Links: `link_count` (n,) of the first entries of `link_trace` (n, w, 2) and
-    `link_span` (n, w).
+    int64 Unix ns, not 0; `status` the OTLP code, one or (n,). An attribute is one value for all
+    rows or a column; keys are not empty. Links: `link_count` (n,) of the first entries of
+    `link_trace` (n, w, 2) and `link_span` (n, w).
     """
 
     name: str
@@ -73,18 +74,26 @@ class SpanBatch:
 
 def encode_request(resource: Resource, batches: Sequence[SpanBatch]) -> bytes:
     """One ExportTraceServiceRequest (= TracesData) with all spans of `batches` under `resource`."""
-    spans = b"".join(encode_spans(batch) for batch in batches)
-    return _field(1, _resource(tuple(resource.items())) + _field(2, _scope() + spans))
+    pieces: list[Buffer] = [_scope()]
+    for batch in batches:
+        pieces += _encoded_groups(batch)
+    spans_head = _head(2, sum(map(len, pieces)))
+    about = _resource(tuple(resource.items()))
+    whole = len(about) + len(spans_head) + sum(map(len, pieces))
+    return b"".join([_head(1, whole), about, spans_head, *pieces])
 
 
 def encode_spans(batch: SpanBatch) -> bytes:
     """The batch as `ScopeSpans.spans` entries (tag, length, span), grouped by layout."""
+    return b"".join(_encoded_groups(batch))
+
+
+def _encoded_groups(batch: SpanBatch) -> list[Buffer]:
     n = len(batch)
     if n == 0:
-        return b""
+        return []
     columns = _columns(batch)
-    groups = _layouts(columns, n)
-    return b"".join(_encode_group(batch, columns, keys, rows) for keys, rows in groups)
+    return [_encode_group(batch, columns, keys, rows) for keys, rows in _layouts(columns, n)]
 
 
 # -- layout: which rows share a template ------------------------------------------------------
@@ -102,6 +111,8 @@ class _Column:
 
 
 _ABSENT = -1
+_SORTED_AT_ONCE = 1 << 16  # layouts
+_CACHED_BYTES = 1 << 18  # rows patched together: they stay in the processor's cache
 
 
 def _columns(batch: SpanBatch) -> list[_Column]:
@@ -164,15 +175,24 @@ def _layouts(columns: list[_Column], n: int) -> list[tuple[Layout, Int | None]]:
     first: Layout = tuple(0 if c.layout is None else int(c.layout[0]) for c in columns)
     if not varying:
         return [(first, None)]
-    combined = np.zeros(n, np.int64)
+    combined, size = np.zeros(n, np.int64), 1
     for layout in varying:
-        _, codes = np.unique(layout, return_inverse=True)
-        combined = combined * (int(codes.max()) + 1) + codes
-        _, combined = np.unique(combined, return_inverse=True)
+        low = int(layout.min())
+        width = int(layout.max()) - low + 1
+        if size * width > _SORTED_AT_ONCE:
+            _, combined = np.unique(combined, return_inverse=True)
+            size = int(combined.max()) + 1
+            _, layout = np.unique(layout, return_inverse=True)
+            low, width = 0, int(layout.max()) + 1
+        combined = combined * width + (layout - low)
+        size *= width
+    if size <= _SORTED_AT_ONCE:
+        combined = combined.astype(np.uint16)  # so few bits that NumPy sorts by radix
     order = np.argsort(combined, kind="stable")
-    starts = np.flatnonzero(np.diff(combined[order], prepend=-1))
+    in_order = combined[order]
+    starts = np.flatnonzero(in_order[1:] != in_order[:-1]) + 1
     groups: list[tuple[Layout, Int | None]] = []
-    for rows in np.split(order, starts[1:]):
+    for rows in np.split(order, starts):
         row = rows[0]
         groups.append((tuple(0 if c.layout is None else int(c.layout[row]) for c in columns), rows))
     return groups
@@ -195,23 +215,35 @@ class _Template:
     link_offsets: list[tuple[int, int]]  # (trace id, span id) of each link
 
 
-def _encode_group(batch: SpanBatch, columns: list[_Column], keys: Layout, rows: Int | None) -> bytes:
+def _encode_group(batch: SpanBatch, columns: list[_Column], keys: Layout, rows: Int | None) -> Buffer:
     template = _template(batch, columns, keys)
     m = len(batch) if rows is None else len(rows)
-
-    def pick(values: NDArray[np.generic]) -> NDArray[np.generic]:
-        return values if rows is None else values[rows]
-
     out = np.empty((m, len(template.image)), np.uint8)
+    step = max(1, _CACHED_BYTES // len(template.image))
+    for at in range(0, m, step):
+        chosen = slice(at, at + step) if rows is None else rows[at : at + step]
+        _fill(out[at : at + step], template, batch, columns, keys, chosen)
+    return out.reshape(-1).data
+
+
+def _fill(
+    out: NDArray[np.uint8],
+    template: _Template,
+    batch: SpanBatch,
+    columns: list[_Column],
+    keys: Layout,
+    rows: Int | slice,
+) -> None:
+    """Writes the template into each row of `out` and patches it with the batch's `rows`."""
     out[:] = template.image
-    _put_u64(out, template.trace, pick(batch.trace), ">u8")
-    _put_u64(out, template.span, pick(batch.span), ">u8")
-    _put_u64(out, template.start, pick(batch.start), "<u8")
-    _put_u64(out, template.end, pick(batch.end), "<u8")
+    _put_u64(out, template.trace, batch.trace[rows], ">u8")
+    _put_u64(out, template.span, batch.span[rows], ">u8")
+    _put_u64(out, template.start, batch.start[rows], "<u8")
+    _put_u64(out, template.end, batch.end[rows], "<u8")
     for column, key, offset in zip(columns, keys, template.open, strict=True):
         if offset < 0 or column.values is None:
             continue
-        values = pick(column.values)
+        values = column.values[rows]
         if column.kind == "parent":
             _put_u64(out, offset, values, ">u8")
         elif column.kind == "f":
@@ -220,13 +252,11 @@ def _encode_group(batch: SpanBatch, columns: list[_Column], keys: Layout, rows: 
             out[:, offset] = values
         else:
             _put_varint(out, offset, values.astype(np.uint64), key)
-    if template.link_offsets:
+    for j, (trace_at, span_at) in enumerate(template.link_offsets):
         assert batch.link_trace is not None
         assert batch.link_span is not None
-        for j, (trace_at, span_at) in enumerate(template.link_offsets):
-            _put_u64(out, trace_at, pick(batch.link_trace)[:, j], ">u8")
-            _put_u64(out, span_at, pick(batch.link_span)[:, j], ">u8")
-    return out.tobytes()
+        _put_u64(out, trace_at, batch.link_trace[rows, j], ">u8")
+        _put_u64(out, span_at, batch.link_span[rows, j], ">u8")
 
 
 def _put_u64(out: NDArray[np.uint8], offset: int, values: NDArray[np.generic], dtype: str) -> None:
@@ -307,10 +337,14 @@ def _varint(value: int) -> bytes:
 
 def _field(number: int, payload: bytes) -> bytes:
     """A length-delimited field."""
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+    return _head(number, len(payload)) + payload
 
 
-@lru_cache(maxsize=4096, typed=True)  # typed: 1, 1.0 and True are equal but encode differently
+def _head(number: int, length: int) -> bytes:
+    """Tag and length of a length-delimited field."""
+    return _varint(number << 3 | 2) + _varint(length)
+
+
 def _key_value(key: str, value: Scalar) -> bytes:
     if isinstance(value, str):
         any_value = _field(1, value.encode())

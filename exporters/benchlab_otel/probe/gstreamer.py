@@ -83,7 +83,7 @@ class Attachment:
         """Calls `handle` with the running time of each buffer that passes."""
         gst, none, ok = self._gst, self._gst.CLOCK_TIME_NONE, self._gst.PadProbeReturn.OK
         sticky = pad.get_sticky_event(gst.EventType.SEGMENT, 0)
-        segment = sticky.parse_segment().copy() if sticky else None
+        segment: Any = sticky.parse_segment().copy() if sticky else None
 
         def passes(_pad: Any, info: Any) -> Any:
             nonlocal segment
@@ -92,14 +92,11 @@ class Attachment:
                 if event.type == gst.EventType.SEGMENT:
                     segment = event.parse_segment().copy()
                 return ok
+            timed = segment is not None and segment.format == gst.Format.TIME
             for buffer in _buffers(gst, info):
-                pts = buffer.pts
-                if (
-                    segment is None
-                    or segment.format != gst.Format.TIME
-                    or pts == none
-                    or (running := segment.to_running_time(gst.Format.TIME, pts)) == none
-                ):
+                known = timed and buffer.pts != none
+                running = segment.to_running_time(gst.Format.TIME, buffer.pts) if known else none
+                if running == none:
                     self.untimed += 1
                 else:
                     handle(running)
