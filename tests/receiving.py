@@ -35,11 +35,13 @@ class Receiver:
     def samples(self) -> list[tuple[Any, dict[str, Any]]]:
         return [(span, attributes) for _, span, attributes in self.spans if span.name == "sample"]
 
-    def values(self, metric: str, labels: dict[str, str] | None = None) -> list[float]:
-        """Values of the metric's points that have all these labels, in order of arrival."""
+    def values(self, metric: str, labels: dict[str, str] | None = None) -> list[float | None]:
+        """Values of the metric's points that have all these labels, in order; None = the series ended."""
         wanted = (labels or {}).items()
         points = [(found, point) for _, m, found, point in self.points if m.name == metric]
-        return [point.as_double for found, point in points if wanted <= found.items()]
+        return [
+            None if point.flags & 1 else point.as_double for found, point in points if wanted <= found.items()
+        ]
 
     def outline(self) -> str:
         """Everything of the first sample and of the metrics that is the same each time, as text."""

@@ -169,7 +169,7 @@ class Exemplar:
 class Point:
     """The value of one series of a gauge, counter or updown metric at `time_ns`.
 
-    `start_ns` is when a counter began to count.
+    `start_ns` is when a counter began to count. A value of NaN ends the series.
     """
 
     metric: Metric

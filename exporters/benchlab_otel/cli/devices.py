@@ -34,13 +34,13 @@ def command(
         print(msgspec.json.format(msgspec.json.encode([plain(f) for f in findings]), indent=2).decode())
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("Source", "Device", "What", "Readings/s", "Where"):
-        table.add_column(column, overflow="fold")
+    for column in ("Source", "Device", "Readings/s", "Where", "What"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("Source", "Device", "Readings/s"))
     for f in findings:
         if f.device and not f.error:
-            table.add_row(f.source, f.device.hw_id, _what(f), f"{f.rate_hz:,.0f}", f.address)
+            table.add_row(f.source, f.device.hw_id, f"{f.rate_hz:,.0f}", f.address, _what(f))
         elif f.error:
-            table.add_row(f.source, "–", f"{f.error.reason}: {f.error}", "", f.address)
+            table.add_row(f.source, "–", "–", f.address, f"{f.error.reason}: {f.error}")
     Console(highlight=False).print(table)
     if any(f.error for f in findings):
         print("How to fix what can't be read: benchlab-otel doctor", file=sys.stderr)
@@ -56,7 +56,7 @@ def look(names: Sequence[str], settings: Settings) -> list[sources.Finding]:
 
 def _what(finding: sources.Finding) -> str:
     assert finding.device
-    return finding.device.description + (" (simulated)" if finding.device.simulated else "")
+    return finding.device.description + (", simulated" if finding.device.simulated else "")
 
 
 def plain(f: sources.Finding) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +19,14 @@ from benchlab_otel.simulate.truth import Load, Truth
 DEFAULT_WATTS = ("EPS1=45", "ATX12V=15", "PCIE1=35")
 
 
-class Product(str, Enum):
+class Product(StrEnum):
     """The devices that can be emulated."""
 
     original = "original"
     benchlab2 = "benchlab2"
 
 
-class Fault(str, Enum):
+class Fault(StrEnum):
     """What can go wrong with the emulated device."""
 
     unplug = "unplug"
@@ -76,7 +76,7 @@ def command(
     with emulator:
         print(emulator.path, flush=True)
         print(
-            f"{emulator.layout.product} firmware {emulator.layout.firmware}, simulated. Read it, for instance, with\n"
+            f"{emulator.layout.product} firmware {emulator.layout.firmware}, simulated. Read it, say, with\n"
             f"  BENCHLAB_OTEL_SOURCES__BENCHLAB__PORTS={emulator.path} benchlab-otel devices\n"
             "End with ctrl-C.",
             file=sys.stderr,

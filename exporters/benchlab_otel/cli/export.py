@@ -92,8 +92,11 @@ def command(
         print(f"Exporting {', '.join(source)}; end with ctrl-C.", flush=True)
         stop.wait(for_seconds)
     for health in running.health():
-        failed = f", {health.failures.total()} failed: {health.message}" if health.failures else ""
-        print(f"{health.source}: {health.readings} readings{failed}")
+        failed = f", {health.failures.total()} failed" if health.failures else ""
+        print(
+            f"{health.source}: {health.readings} readings{failed}"
+            + (health.message and f": {health.message}")
+        )
     if client and client.lost:
         raise Failure(f"lost: {', '.join(f'{n} ({why})' for why, n in client.lost.items())}")
 

@@ -94,7 +94,10 @@ class DecodedMetrics:
 
 
 def encode_metrics(resource: Resource, points: Sequence[Point | HistogramPoint]) -> bytes:
-    """One ExportMetricsServiceRequest with all `points` under `resource`, counters cumulative."""
+    """One ExportMetricsServiceRequest with all `points` under `resource`, counters cumulative.
+
+    A value of NaN says that the series has ended (no recorded value).
+    """
     request = ExportMetricsServiceRequest()
     resource_metrics = request.resource_metrics.add()
     _set_attributes(resource_metrics.resource.attributes, resource)
@@ -127,7 +130,10 @@ def _add_number(data: metrics_pb2.Gauge | metrics_pb2.Sum, point: Point) -> None
     out = data.data_points.add()
     _set_attributes(out.attributes, point.labels)
     out.time_unix_nano, out.start_time_unix_nano = point.time_ns, point.start_ns
-    out.as_double = point.value
+    if math.isnan(point.value):
+        out.flags = _NO_RECORDED_VALUE
+    else:
+        out.as_double = point.value
 
 
 def _add_histogram(data: metrics_pb2.Histogram, point: HistogramPoint) -> None:

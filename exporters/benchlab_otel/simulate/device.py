@@ -1,7 +1,7 @@
 """A BENCHLAB device on a pty: the far end of the real wire, for tests, the demo and trying.
 
 It answers what the exporters ask (see `wire`) and, like the device, nothing to anything else.
-Its name starts with SIMULATED, which is how a reader at the other end knows what it reads.
+Its name is SIMULATED, which is how a reader at the other end knows what it reads.
 
 From ORIGINAL firmware 5 and BENCHLAB 2 firmware 6 the device pushes a welcome when the port's RTS
 line rises. A pty has no such line, so the emulator pushes it when it sees the port opened, which
@@ -243,7 +243,7 @@ class Emulator:
         return self.layout.product.encode().ljust(self.layout.welcome_size, b"\0")
 
     def _name(self) -> bytes:
-        return f"{wire.SIMULATED_NAME} {self.layout.product}".encode().ljust(wire.NAME_SIZE, b"\0")
+        return wire.SIMULATED_NAME.encode().ljust(wire.NAME_SIZE, b"\0")
 
     def _vendor_data(self) -> bytes:
         return bytes([wire.VENDOR_ID, self.layout.product_id, self.layout.firmware])

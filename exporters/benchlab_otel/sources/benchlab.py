@@ -120,7 +120,7 @@ class BenchlabReader:
         device = Device(
             hw_id=f"benchlab-{uid}",
             hw_type="power_meter",
-            description=f"{layout.product} firmware {firmware}" + (f" “{name}”" if name else ""),
+            description=f"{layout.product} firmware {firmware}, named {name or 'nothing'}",
             simulated=settings.simulated or name.startswith(wire.SIMULATED_NAME),
             attributes=_known_of_meter(settings),
         )

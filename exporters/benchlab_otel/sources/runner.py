@@ -7,11 +7,12 @@ and its health says why. The runner closes it and opens it again until it is bac
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from threading import Event, Thread
 
@@ -28,6 +29,8 @@ from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import anchor
 
 log = logging.getLogger(__name__)
+
+Series = tuple[contract.Metric, tuple[tuple[str, str], ...]]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
@@ -72,6 +75,7 @@ class Runner:
         self._spans = 0
         self._pending: list[Reading] = []
         self._latest: Reading | None = None  # not yet told as metrics
+        self._told: dict[Series, Point] = {}  # what the metrics show now
         self._started_ns = anchor().now_ns()
         self._flush_due = self._metrics_due = 0.0
         self._stop = Event()
@@ -104,7 +108,7 @@ class Runner:
             came = self.health.readings > readings
             pause = _FIRST_PAUSE_S if came else min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, pause * 2))
         self._flush()
-        self._publish_metrics()
+        self._tell([])
         self._sink.traces(encode_request(self._resource(), [self._session_span()]))
 
     def _open(self) -> Reader:
@@ -115,6 +119,7 @@ class Runner:
             self.health.duration_s = time.monotonic() - begin
         if reader.device != self.health.device:
             self._flush()  # what is left belongs to the device before
+            self._tell([])
             self.health.device = reader.device
         return reader
 
@@ -206,7 +211,16 @@ class Runner:
         if self._latest is not None and self.health.device:
             points += _points(self._latest, self.health.device.counting_since_ns)
             self._latest = None
-        self._sink.metrics(encode_metrics(self._resource(), points))
+        self._tell(points)
+
+    def _tell(self, points: Sequence[Point]) -> None:
+        """Hands over the points; series that were told before and are not among them end."""
+        now = anchor().now_ns()
+        told = {(p.metric, tuple(p.labels.items())): p for p in points}
+        ended = [replace(p, value=math.nan, time_ns=now) for key, p in self._told.items() if key not in told]
+        self._told = told
+        if points or ended:
+            self._sink.metrics(encode_metrics(self._resource(), [*points, *ended]))
 
     def _health_points(self) -> list[Point]:
         health, now = self.health, anchor().now_ns()
