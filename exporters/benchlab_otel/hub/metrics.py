@@ -126,7 +126,8 @@ class MetricStore:
     # -- taking points ------------------------------------------------------------------------
 
     def _take(self, metric: MetricData, decoded: DecodedMetrics, now: float) -> None:
-        name = prometheus_name(metric.name, metric.unit, _kind(metric.type))
+        # prometheus_client writes ":" as "_" in OpenMetrics samples only; one name for both formats
+        name = prometheus_name(metric.name, metric.unit, _kind(metric.type)).replace(":", "_")
         if not name:
             decoded.drop("invalid_name", len(metric.series))
             return
@@ -143,6 +144,9 @@ class MetricStore:
             if series.value is None:
                 if name in self._families:
                     self._families[name].series.pop(key, None)
+                continue
+            if not _showable(series.value, metric.type):
+                decoded.drop("invalid_value")
                 continue
             family = self._family(name, metric)
             if family is None:
@@ -217,6 +221,13 @@ def _labels(attributes: dict[str, str], target: dict[str, str], own: str | None)
     return labels | target
 
 
+def _showable(value: float | Buckets | Quantiles, type_: str) -> bool:
+    """OpenMetrics forbids negative and NaN totals and negative quantiles: a scrape would fail."""
+    if isinstance(value, Quantiles):
+        return value.sum >= 0 and not any(number < 0 for number in value.values.values())
+    return type_ != "counter" or (isinstance(value, float) and value >= 0)
+
+
 def _sum(before: _Stored | None, series: Series) -> float | Buckets | Quantiles:
     """The total after a delta; a histogram whose bounds changed begins anew."""
     assert series.value is not None
@@ -262,7 +273,7 @@ def _show_buckets(shown: Metric, value: Buckets, stored: _Stored) -> None:
         labels = stored.labels | {"le": _number(bound)}
         shown.add_sample(f"{shown.name}_bucket", labels, total, exemplar=_shown_exemplar(newest.get(i)))
     # With negative values the sum may fall, which Prometheus would take for a restart.
-    if value.sum is not None and not (value.bounds and value.bounds[0] < 0):
+    if value.sum is not None and value.sum >= 0 and not (value.bounds and value.bounds[0] < 0):
         shown.add_sample(f"{shown.name}_count", stored.labels, total)
         shown.add_sample(f"{shown.name}_sum", stored.labels, value.sum)
 
