@@ -18,7 +18,7 @@ from scipy import sparse
 
 from benchlab_otel.align.banded import span
 from benchlab_otel.align.overlap import Sparse, cumulative, overlap, ragged
-from benchlab_otel.align.windows import Windows
+from benchlab_otel.align.windows import Windows, rows_between
 from benchlab_otel.model import Float, Int
 
 
@@ -105,36 +105,20 @@ def _steps(rows: Windows, knots: Float) -> Sparse:
 
 def part_of(design: Design, first: int, last: int) -> Design:
     """The model of rows first … last − 1 alone."""
-    rows = design.rows
-    a = sparse.csr_array(design.overlap[first:last])
-    mine, a = _used_columns(a)
-    noise = sparse.csr_array(rows.noise[first:last])
-    sources, noise = _used_columns(noise)
-    kept = Windows(
-        lo=rows.lo[first:last],
-        hi=rows.hi[first:last],
-        value=rows.value[first:last],
-        tau=rows.tau,
-        noise=noise,
-        row=rows.row[first:last],
-        kernel=rows.kernel,
-        counter=rows.counter,
-        at=rows.at[sources],
-        shown=rows.shown[sources],
-        uncertainty=rows.uncertainty[sources],
-    )
-    knots = np.unique(kept.hi[:-1])
+    rows = rows_between(design.rows, first, last)
+    mine, a = _used_columns(sparse.csr_array(design.overlap[first:last]))
+    knots = np.unique(rows.hi[:-1])
     pieces = design.pieces
     return Design(
-        rows=kept,
+        rows=rows,
         pieces=Pieces(pieces.begin[mine], pieces.end[mine], pieces.stage[mine], pieces.stages),
         overlap=a,
         active=design.active[first:last],
         parts=_differences(a),
         knots=knots,
-        gaps=np.diff(knots, prepend=knots[0] - kept.period),
-        steps=_steps(kept, knots),
-        errors=_differences(noise),
+        gaps=np.diff(knots, prepend=knots[0] - rows.period),
+        steps=_steps(rows, knots),
+        errors=_differences(rows.noise),
         difference=design.difference[first : last - 1],
         contrast=design.contrast[first : last - 1],
     )

@@ -128,3 +128,25 @@ def edge_gain(rows: Windows, power: tuple[Float, Float], base: float) -> Float:
     width = np.maximum(rows.hi - rows.lo, 1e-9)
     gain: Float = (value_at(*power, rows.hi) - value_at(*power, rows.lo)) / width
     return gain
+
+
+def rows_between(rows: Windows, first: int, last: int) -> Windows:
+    """Rows first … last − 1 alone, with the readings that they came from."""
+    noise = sparse.csr_array(rows.noise[first:last])
+    used = np.unique(noise.indices)
+    compact = sparse.csr_array(
+        (noise.data, np.searchsorted(used, noise.indices), noise.indptr), shape=(last - first, len(used))
+    )
+    return Windows(
+        lo=rows.lo[first:last],
+        hi=rows.hi[first:last],
+        value=rows.value[first:last],
+        tau=rows.tau,
+        noise=compact,
+        row=rows.row[first:last],
+        kernel=rows.kernel,
+        counter=rows.counter,
+        at=rows.at[used],
+        shown=rows.shown[used],
+        uncertainty=rows.uncertainty[used],
+    )

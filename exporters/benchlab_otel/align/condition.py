@@ -1,0 +1,249 @@
+"""Energies given the readings: best linear unbiased prediction of pieces, base and their sums.
+
+Every wanted energy is a linear function of the model's unknowns (`design`), so its estimate is
+p̂ = W + C Aᵀ S⁻¹ (y − A W) and its variance the prior's, less what the readings tell, plus what
+the error of W and of the base's level adds (Henderson, Biometrics 31, 1975; Rasmussen & Williams,
+Gaussian Processes, 2006, sec. 2.7). The base's level is left out of S; an integral of the base is
+therefore written as the nearest row's value less all else in that row, plus the steps between,
+which keeps every energy's covariance with the readings short.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg.lapack import dtbtrs
+
+from benchlab_otel.align import banded
+from benchlab_otel.align.banded import Cholesky
+from benchlab_otel.align.design import Design, stage_sums
+from benchlab_otel.align.fit import Solved, Variances, prior, scaled, solve, timing_weights
+from benchlab_otel.align.overlap import Sparse, cumulative, ragged
+from benchlab_otel.model import Float, Int
+
+_LONG = 48  # rows; the covariance of a longer energy with the readings is solved one by one
+_AHEAD = 96  # rows after such an energy that still add to what is known of it
+_CHUNK = 1 << 16
+
+
+@dataclass(slots=True)
+class Weight:
+    """A measure of time: the weight between two times is `upto` (k,) there less here, linear between
+    `times` (k,) s. None of both: seconds."""
+
+    times: Float | None = None
+    upto: Float | None = None
+
+    def __call__(self, at: Float) -> Float:
+        if self.times is None or self.upto is None:
+            return at
+        return np.interp(at, self.times, self.upto)
+
+
+@dataclass(slots=True)
+class Posterior:
+    """What the readings say: `watts` (m,) of each piece, `steps` (j,) W of the base at the knots,
+    `errors` (e,) of the readings, `level` W of the base before its first step."""
+
+    design: Design
+    solved: Solved
+    priors: tuple[Float, Float, Float]
+    inverse: Float
+    watts: Float
+    steps: Float
+    errors: Float
+    level: float
+
+    @property
+    def residual(self) -> Float:
+        """(n,) W: what of each row is put down to the meter's error."""
+        noise: Float = self.design.rows.noise @ self.errors
+        return noise
+
+
+def condition(design: Design, variances: Variances, watts: Float, solved: Solved | None = None) -> Posterior:
+    """The posterior of all pieces, steps and errors, in time linear in the rows."""
+    solved = solved or solve(design, variances, watts)
+    timing = timing_weights(design, watts) if variances.timing else np.zeros(design.rows.noise.shape[1])
+    priors = prior(design, variances, timing)
+    off, steps, errors = (
+        c * (m.T @ solved.alpha)
+        for m, c in zip((design.parts, design.steps, design.errors), priors, strict=True)
+    )
+    rows, knots = design.rows, design.knots
+    explained = design.active @ solved.watts + design.overlap @ off + rows.noise @ errors
+    walk = np.append(0.0, np.cumsum(design.steps @ steps))
+    early = np.searchsorted(knots, rows.hi[0])
+    at = knots[:early]
+    before = cumulative(at, np.full(early, rows.lo[0]), np.full(early, rows.hi[0]), rows.tau)
+    level = float(np.mean(rows.value - explained - walk) - np.sum((1 - before) * steps[:early]))
+    width = max(design.bandwidth, min(_LONG, 2 * design.bandwidth + 4))
+    return Posterior(
+        design=design,
+        solved=solved,
+        priors=priors,
+        inverse=banded.inverse_band(solved.band, width),
+        watts=solved.watts[design.pieces.stage] + off,
+        steps=steps,
+        errors=errors,
+        level=level,
+    )
+
+
+def base_integral(posterior: Posterior, lo: Float, hi: Float, weight: Weight) -> Float:
+    """The weighted integral of the base (J) between the times `lo` and `hi` (f,) s."""
+    knots, steps = posterior.design.knots, posterior.steps
+    levels = posterior.level + np.append(0.0, np.cumsum(steps))
+    shift = np.append(0.0, np.cumsum(steps * weight(knots)))
+
+    def upto(at: Float) -> Float:
+        k = np.searchsorted(knots, at, "right")
+        total: Float = levels[k] * weight(at) - shift[k]
+        return total
+
+    return upto(hi) - upto(lo)
+
+
+def base_power(posterior: Posterior, at: Float) -> Float:
+    """The base (W) at the times (k,) s."""
+    levels = posterior.level + np.append(0.0, np.cumsum(posterior.steps))
+    power: Float = levels[np.searchsorted(posterior.design.knots, at, "right")]
+    return power
+
+
+@dataclass(slots=True)
+class Wanted:
+    """f energies: `seconds` (f, m) of each piece, plus the base from `lo` to `hi` (f,) s by `weight`
+    where these are given."""
+
+    seconds: Sparse
+    lo: Float | None = None
+    hi: Float | None = None
+    weight: Weight | None = None
+
+
+def energies(posterior: Posterior, wanted: Wanted) -> tuple[Float, Float]:
+    """The wanted energies (f,) J and their variances (f,) J²."""
+    mean: Float = wanted.seconds @ posterior.watts
+    if wanted.lo is not None and wanted.hi is not None and wanted.weight is not None:
+        mean = mean + base_integral(posterior, wanted.lo, wanted.hi, wanted.weight)
+    count = wanted.seconds.shape[0]
+    variance = np.empty(count)
+    reach = [_reach(m, c) for m, c in zip(_matrices(posterior.design), posterior.priors, strict=True)]
+    for first in range(0, count, _CHUNK):
+        part = slice(first, min(first + _CHUNK, count))
+        variance[part] = _variance(posterior, _slice(wanted, part), reach)
+    return mean, variance
+
+
+def _matrices(design: Design) -> tuple[Sparse, Sparse, Sparse]:
+    return design.parts, design.steps, design.errors
+
+
+def _reach(matrix: Sparse, variances: Float) -> Sparse:
+    """C Mᵀ: the covariance of each unknown with the differences."""
+    return sparse.csr_array(scaled(matrix, variances).T)
+
+
+def _slice(wanted: Wanted, part: slice) -> Wanted:
+    return Wanted(
+        sparse.csr_array(wanted.seconds[part]),
+        None if wanted.lo is None else wanted.lo[part],
+        None if wanted.hi is None else wanted.hi[part],
+        wanted.weight,
+    )
+
+
+def _variance(posterior: Posterior, wanted: Wanted, reach: list[Sparse]) -> Float:
+    design, solved = posterior.design, posterior.solved
+    weights = [wanted.seconds]
+    gain = stage_sums(wanted.seconds, design.pieces)
+    if wanted.lo is not None and wanted.hi is not None and wanted.weight is not None:
+        near, total, steps = _base_weights(design, wanted.lo, wanted.hi, wanted.weight)
+        row = sparse.csr_array((-total, (np.arange(len(near)), near)), shape=(len(near), len(design.rows)))
+        weights = [sparse.csr_array(wanted.seconds + row @ design.overlap), steps, row @ design.rows.noise]
+        gain = gain - total[:, None] * design.active[near]
+    before = sum(
+        (scaled_square(g, c) for g, c in zip(weights, posterior.priors, strict=False)), np.zeros(len(gain))
+    )
+    covariance = sparse.csr_array(sum(g @ r for g, r in zip(weights, reach, strict=False)))
+    told = _told(covariance, posterior)
+    left = gain - covariance @ solved.u
+    variance = before - told + np.einsum("fs,st,ft->f", left, solved.covariance, left)
+    return np.maximum(variance, 0.0)
+
+
+def scaled_square(matrix: Sparse, variances: Float) -> Float:
+    """Σ_j g_kj² c_j of each row."""
+    squared: Float = (
+        sparse.csr_array((matrix.data**2, matrix.indices, matrix.indptr), matrix.shape) @ variances
+    )
+    return squared
+
+
+def _base_weights(design: Design, lo: Float, hi: Float, weight: Weight) -> tuple[Int, Float, Sparse]:
+    """The nearest row, the total weight, and the weights of the steps, of each integral of the base.
+
+    B(t) − Y_k = Σ (F_k(τ_j) − [t < τ_j]) η_j, integrated.
+    """
+    rows, knots = design.rows, design.knots
+    middle = (rows.lo + rows.hi) / 2
+    wanted = (lo + hi) / 2
+    right = np.clip(np.searchsorted(middle, wanted), 1, len(middle) - 1)
+    near = np.where(wanted - middle[right - 1] < middle[right] - wanted, right - 1, right)
+    total = weight(hi) - weight(lo)
+    row_lo, row_hi = rows.lo[near], rows.hi[near]
+    owner, knot = ragged(
+        np.searchsorted(knots, np.minimum(lo, row_lo), "left"),
+        np.searchsorted(knots, np.maximum(hi, row_hi), "right"),
+    )
+    at = knots[knot]
+    before = weight(np.clip(at, lo[owner], hi[owner])) - weight(lo)[owner]
+    value = total[owner] * cumulative(at, row_lo[owner], row_hi[owner], rows.tau) - before
+    return near, total, sparse.csr_array((value, (owner, knot)), shape=(len(lo), len(knots)))
+
+
+def _told(covariance: Sparse, posterior: Posterior) -> Float:
+    """kᵀ S⁻¹ k of each row."""
+    long = banded.span(covariance) >= posterior.inverse.shape[0]
+    if not long.any():
+        return banded.quadratic(covariance, posterior.inverse)
+    out = np.empty(covariance.shape[0])
+    short = np.flatnonzero(~long)
+    out[short] = banded.quadratic(sparse.csr_array(covariance[short]), posterior.inverse)
+    for f in np.flatnonzero(long):
+        entries = slice(covariance.indptr[f], covariance.indptr[f + 1])
+        out[f] = _told_long(covariance.indices[entries], covariance.data[entries], posterior.solved.factor)
+    return out
+
+
+def _told_long(columns: Int, values: Float, factor: Cholesky) -> float:
+    """|L⁻¹ k|² by forward substitution from the first entry to some rows past the last.
+
+    What still later rows would tell is left out, so the variance is never too small.
+    """
+    first = int(columns.min())
+    last = min(int(columns.max()) + 1 + _AHEAD, factor.factor.shape[1])
+    dense = np.zeros((last - first, 1))
+    dense[columns - first, 0] = values
+    solved, _ = dtbtrs(np.ascontiguousarray(factor.factor[:, first:last]), dense, uplo="L")
+    return float(solved[:, 0] @ solved[:, 0])
+
+
+def mean_of(posterior: Posterior, seconds: Float, base_s: float = 0.0) -> tuple[float, float]:
+    """One energy that reaches over all rows (J) and its variance (J²): `seconds` (m,) of each piece,
+    and `base_s` seconds of the base's mean over all rows."""
+    design, solved = posterior.design, posterior.solved
+    mean_row = np.full(len(design.rows), -base_s / len(design.rows))
+    weights = [seconds + design.overlap.T @ mean_row, design.rows.noise.T @ mean_row]
+    gain = np.bincount(design.pieces.stage, seconds, design.pieces.stages) + design.active.T @ mean_row
+    used = [(design.parts, posterior.priors[0]), (design.errors, posterior.priors[2])]
+    unexplained = design.rows.value - design.overlap @ posterior.watts - posterior.residual
+    value = float(seconds @ posterior.watts - mean_row @ unexplained)
+    covariance: Float = sum((m @ (c * g) for g, (m, c) in zip(weights, used, strict=True)), np.zeros(1))
+    before = sum(float(g**2 @ c) for g, (_, c) in zip(weights, used, strict=True))
+    left = gain - covariance @ solved.u
+    told = float(covariance @ solved.factor.solve(covariance))
+    return value, max(before - told + float(left @ solved.covariance @ left), 0.0)

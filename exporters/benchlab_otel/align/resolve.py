@@ -1,0 +1,150 @@
+"""Which stages the readings can tell apart, and why not where they can't.
+
+No figure is given for what can't be resolved: stages never seen apart are one group, a stage that
+is always active belongs to the base, and too little data says how much more would do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from benchlab_otel.align.design import Design, Pieces
+from benchlab_otel.align.fit import Fit, Variances, fit
+from benchlab_otel.model import Float, Int
+
+_HOPELESS = 30.0  # times as much data as there is: more than that is a matter of structure
+_SINGULAR = 1e-9
+BASE = -1
+
+
+@dataclass(slots=True)
+class Resolution:
+    """`column` (stages,): the model's column of each stage, stages of a group share one, `BASE` where
+    it merged with the base; `reason` (stages,): why there is no figure, "" where there is one."""
+
+    column: Int
+    reason: list[str]
+
+
+def resolve(
+    design: Design, names: list[str], start: Variances | None, most_rows: int
+) -> tuple[Design, Fit, Resolution]:
+    """Fits, and merges stages until all that is left can be told apart (or needs more data only)."""
+    stages = design.pieces.stages
+    column, reason = np.arange(stages), [""] * stages
+    seen = np.bincount(design.pieces.stage[np.unique(design.overlap.indices)], minlength=stages) > 0
+    for s in np.flatnonzero(~seen):
+        column[s], reason[s] = BASE, "never active while the meter was read"
+    while True:
+        used = np.unique(column[column >= 0])
+        column = np.where(column >= 0, np.searchsorted(used, column), BASE)
+        model = regrouped(design, column, len(used))
+        direction = _blind_direction(model.contrast)
+        if direction is None:
+            break
+        _merge(direction, column, reason, names)
+    begun = start if start is not None and len(start.stage) == len(used) else None
+    while True:
+        found = fit(model, begun, most_rows)
+        direction = _unsure_direction(model, found)
+        if direction is None:
+            break
+        _merge(direction, column, reason, names)
+        used = np.unique(column[column >= 0])
+        column = np.where(column >= 0, np.searchsorted(used, column), BASE)
+        model, begun = regrouped(design, column, len(used)), None
+    for c, words in _needs_more(model, found).items():
+        for s in np.flatnonzero(column == c):
+            reason[s] = reason[s] or words
+    return model, found, Resolution(column, reason)
+
+
+def regrouped(design: Design, column: Int, columns: int) -> Design:
+    """The same rows with the stages' pieces in other columns; those of `BASE` are left out."""
+    stage = column[design.pieces.stage]
+    if columns == design.pieces.stages and np.array_equal(stage, design.pieces.stage):
+        return design
+    keep = np.flatnonzero(stage >= 0)
+    pieces = Pieces(design.pieces.begin[keep], design.pieces.end[keep], stage[keep], columns)
+    hot = np.zeros((design.pieces.stages, columns))
+    chosen = column >= 0
+    hot[np.flatnonzero(chosen), column[chosen]] = 1.0
+    return replace(
+        design,
+        pieces=pieces,
+        overlap=design.overlap[:, keep],
+        parts=design.parts[:, keep],
+        active=design.active @ hot,
+        contrast=design.contrast @ hot,
+    )
+
+
+def limits(design: Design, found: Fit) -> Float:
+    """The half width of each column's watts above which it is no figure: it could be zero, and is
+    not small beside the mean power either."""
+    mean = float(np.mean(np.abs(design.rows.value)))
+    return np.maximum(np.abs(found.watts), mean / 4)
+
+
+def _excess(design: Design, found: Fit) -> Float:
+    """How many times as much data each column's watts would need."""
+    half = 1.96 * np.sqrt(np.maximum(np.diag(found.covariance), 0.0))
+    excess: Float = (half / limits(design, found)) ** 2
+    return excess
+
+
+def _blind_direction(contrast: Float) -> Float | None:
+    """A mixture of columns that the differences don't show at all."""
+    if contrast.shape[1] == 0:
+        return None
+    norm = np.sqrt(np.mean(contrast**2, axis=0))
+    silent = norm < 1e-6
+    if silent.any():
+        return np.eye(len(norm))[np.flatnonzero(silent)[0]]
+    scaled = contrast / norm
+    values, vectors = np.linalg.eigh(scaled.T @ scaled / len(contrast))
+    return vectors[:, 0] / norm if values[0] < _SINGULAR * values[-1] else None
+
+
+def _unsure_direction(design: Design, found: Fit) -> Float | None:
+    """The mixture of columns that is least certain, when more data of this kind would not settle it."""
+    if not len(found.watts) or _excess(design, found).max() <= _HOPELESS:
+        return None
+    scale = np.sqrt(np.diag(found.covariance))
+    values, vectors = np.linalg.eigh(found.covariance)
+    direction = vectors[:, -1]
+    return np.where(np.abs(direction) * np.sqrt(values[-1]) > 0.3 * scale, direction, 0.0)
+
+
+def _merge(direction: Float, column: Int, reason: list[str], names: list[str]) -> None:
+    """Groups the columns that trade watts with each other, or gives those that the base mirrors to it."""
+    size = np.abs(direction)
+    involved = np.flatnonzero(size > 0.1 * size.max())
+    trading = len(involved) > 1 and (direction[involved] > 0).any() and (direction[involved] < 0).any()
+    stages = np.flatnonzero(np.isin(column, involved))
+    said = ", ".join(names[s] for s in stages)
+    if trading:
+        for s in stages:
+            column[s], reason[s] = involved[0], f"never seen apart: {said}; one figure for the group"
+        return
+    for s in stages:
+        reason[s] = (
+            f"always active while the meter was read: {said}; part of the base"
+            if len(involved) == 1
+            else f"one of {said} is always active: part of the base"
+        )
+        column[s] = BASE
+
+
+def _needs_more(design: Design, found: Fit) -> dict[int, str]:
+    """What to tell of each column whose watts are no figure yet."""
+    if not len(found.watts):
+        return {}
+    length = float(design.rows.hi[-1] - design.rows.lo[0])
+    excess = _excess(design, found)
+    return {
+        int(c): f"too little data: about {length * (excess[c] - 1):.0f} s more of this kind are needed"
+        for c in np.flatnonzero(excess > 1.0)
+    }
