@@ -36,7 +36,10 @@ LOAD = Load(
     stages={"decode": {"EPS1": 60.0}, "process": {"PCIE1": 180.0, "EPS1": 40.0}, "encode": {"EPS1": 110.0}},
 )
 METER = Meter(lag=0.004, width=0.05, noise=0.2, delay=0.0005, jitter=0.0005)
-OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+PAGES = {
+    "metrics.txt": "text/plain",
+    "metrics.openmetrics.txt": "application/openmetrics-text; version=1.0.0",
+}
 
 
 def command(
@@ -60,7 +63,7 @@ def command(
             print(f"Metrics while it runs: {running.metrics_url}")
             _work(running, truth, seconds)
             time.sleep(0.5)  # the meter's readings of the last frames
-            scraped = _scrape(running.metrics_url)
+            pages = {name: _scrape(running.metrics_url, accept) for name, accept in PAGES.items()}
             if stay:
                 _wait(running.metrics_url)
     folder = running.archive.path
@@ -72,7 +75,7 @@ def command(
         true = {domain: truth.energy(domain, frames.begin, frames.end) for domain in domains}
         console.print()
         console.print(render(make_report(run, truth=true)))
-    _write_captures(folder / "captures", runs, scraped)
+    _write_captures(folder / "captures", runs, pages)
     _say_what_next(folder)
 
 
@@ -119,8 +122,8 @@ def _work(running: Embedded, truth: Truth, seconds: float) -> None:
         probe.close()
 
 
-def _scrape(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"Accept": OPENMETRICS})  # noqa: S310 - our own page
+def _scrape(url: str, accept: str) -> bytes:
+    request = urllib.request.Request(url, headers={"Accept": accept})  # noqa: S310 - our own page
     with urllib.request.urlopen(request, timeout=10) as page:  # noqa: S310
         body: bytes = page.read()
     return body
@@ -143,12 +146,13 @@ def _runs(folder: Path) -> list[Run]:
     return runs
 
 
-def _write_captures(folder: Path, runs: list[Run], scraped: bytes) -> None:
+def _write_captures(folder: Path, runs: list[Run], pages: dict[str, bytes]) -> None:
     folder.mkdir(exist_ok=True)
     chosen = capframex.Options(pairs=("decode.begin:encode",))
     capframex.write_json(folder / "demo.json", runs, chosen)
     capframex.write_csv(folder / "demo.csv", runs, chosen)
-    (folder / "metrics.txt").write_bytes(scraped)
+    for name, page in pages.items():
+        (folder / name).write_bytes(page)
 
 
 def _say_what_next(folder: Path) -> None:
@@ -156,7 +160,7 @@ def _say_what_next(folder: Path) -> None:
         f"""
 Session    {folder}
 Captures   {folder / "captures"}: demo.json and demo.csv for CapFrameX,
-           metrics.txt is what Prometheus scraped from /metrics
+           metrics.txt and metrics.openmetrics.txt: what Prometheus scrapes from /metrics
 Next       benchlab-otel report {folder.name} --json
            benchlab-otel convert {folder.name} --to capframex-json --out my.json
            benchlab-otel record -- gst-launch-1.0 videotestsrc num-buffers=300 ! jpegenc ! fakesink
