@@ -1,0 +1,254 @@
+"""The command line as people and scripts meet it: real processes, exit codes, no stack traces."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchlab_otel import __version__
+from benchlab_otel.archive.session import create
+from benchlab_otel.cli import COMMANDS
+from benchlab_otel.contract import FIRST_MARK
+from benchlab_otel.model import OUTCOMES, Run
+from benchlab_otel.otlp.encode import Attribute, SpanBatch, Strings, encode_request
+from benchlab_otel.timebase import anchor
+from capframex_validator import csv_problems, json_problems
+from frames_of import make_run
+
+PROGRAM = Path(sys.executable).with_name("benchlab-otel")
+
+
+def run(
+    *arguments: str | Path, data_dir: Path | None = None, code: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """One command in a process of its own; checks the exit code and that nothing was traced."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("BENCHLAB_OTEL_")}
+    env |= {"COLUMNS": "80", "XDG_CONFIG_HOME": "/nonexistent", **environment}
+    if data_dir:
+        env["BENCHLAB_OTEL_SESSION__DATA_DIR"] = str(data_dir)
+    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    return done
+
+
+def requests(recorded: Run) -> list[bytes]:
+    """What a probe and a meter would have sent for the run."""
+    f = recorded.frames
+    attributes: dict[str, Attribute] = {
+        "pipeline.name": f.pipeline,
+        "frame.number": f.number,
+        "frame.outcome": Strings(f.outcome.astype(np.int32), list(OUTCOMES)),
+        FIRST_MARK: "ingress",
+    }
+    status = (2 * (f.outcome > 0)).astype(np.uint8)
+    batches = [SpanBatch("frame", f.trace, f.span, f.begin, f.end, status=status, attributes=attributes)]
+    for i, stage in enumerate(f.stage_names):
+        rows = f.stage == i
+        frame = f.stage_frame[rows]
+        ids = f.span[frame] + np.uint64((i + 1) << 56)
+        batch = SpanBatch(stage, f.trace[frame], ids, f.stage_begin[rows], f.stage_end[rows])
+        batch.parent, batch.attributes = f.span[frame], {"pipeline.stage": stage}
+        batches.append(batch)
+    bodies = [encode_request({"service.name": "camera"}, batches)]
+    for r in recorded.readings:
+        ids = r.span + np.uint64(1 << 60)
+        values = {"hw.id": r.meter, "hw.type": "power_rail", f"hw.power.{r.domain}": r.value}
+        begin, end = r.time - r.uncertainty, r.time + r.uncertainty
+        batch = SpanBatch("sample", np.ones((len(r), 2), np.uint64), ids, begin, end, attributes=values)
+        resource = {"service.name": "benchlab", "benchlab.simulated": r.simulated}
+        bodies.append(encode_request(resource, [batch]))
+    return bodies
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """A data folder with one session of 120 frames, one of them dropped, and a simulated meter."""
+    writer = create(tmp_path / "data", anchor(), ["test"], "s1")
+    made = make_run(120, dropped=(5,))
+    made.readings[0].simulated = True
+    for body in requests(made):
+        writer.traces(body)
+    writer.close()
+    return tmp_path / "data"
+
+
+# -- the program ------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_in_one_line() -> None:
+    shown = run("--help").stdout
+    assert all(re.search(rf"^\W*{name}\s+\S.*$", shown, re.MULTILINE) for name in COMMANDS)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "Exit codes: 0 done; 1 something failed" in shown
+
+
+def test_help_imports_no_command() -> None:
+    code = """
+import sys
+from benchlab_otel.cli import main
+sys.argv = ["benchlab-otel", "--help"]
+try:
+    main()
+except SystemExit:
+    print("numpy" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "False"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command_has_an_example(name: str) -> None:
+    arguments = (name, "show") if name == "config" else (name,)
+    shown = run(*arguments, "--help").stdout
+    assert "Example" in shown
+    assert re.search(rf"benchlab-otel {' '.join(arguments)}", shown)
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"benchlab-otel {__version__}\n"
+
+
+def test_unknown_command_and_option_end_with_2() -> None:
+    assert "No such command 'nope'" in run("nope", code=2).stderr
+    assert "--nope" in run("report", "--nope", code=2).stderr
+
+
+# -- configuration ----------------------------------------------------------------------------
+
+
+def test_config_show_says_where_values_come_from(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[hub]\nmax_request_mib = 8\n")
+    environment = {"BENCHLAB_OTEL_SOURCES__BENCHLAB__RATE_HZ": "50", "BENCHLAB_OTEL_CONFIG": str(file)}
+    found = json.loads(run("config", "show", "--json", **environment).stdout)
+    assert found["hub.max_request_mib"]["origin"] == f"{file}:2"
+    assert found["sources.benchlab.rate_hz"] == {
+        "value": 50.0,
+        "origin": "$BENCHLAB_OTEL_SOURCES__BENCHLAB__RATE_HZ",
+        "variable": "BENCHLAB_OTEL_SOURCES__BENCHLAB__RATE_HZ",
+    }
+    assert re.search(r"hub\.http +\"127\.0\.0\.1:4318\" +default", run("config", "show").stdout)
+
+
+def test_a_mistake_in_the_configuration_ends_any_command_with_2(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[hub]\ngrcp = 'x'\n")
+    for arguments in (("config", "show"), ("report",)):
+        error = run(*arguments, "--config", file, code=2).stderr
+        assert error == f"benchlab-otel: {file}:2: unknown key hub.grcp; did you mean hub.grpc?\n"
+    assert "No such file" in run("report", "--config", tmp_path / "gone", code=2).stderr
+
+
+# -- report and convert -----------------------------------------------------------------------
+
+
+def test_report_as_table_and_as_json(recorded: Path) -> None:
+    shown = run("report", data_dir=recorded).stdout
+    assert "cam0: 120 frames in 2.0 s" in shown
+    assert "1 dropped (0.8%)" in shown
+    assert "SIMULATED: meter benchlab-1" in shown
+    found = json.loads(run("report", "s1", "--json", "--pair", "ingress:infer", data_dir=recorded).stdout)
+    assert found["session"] == "s1"
+    (one,) = found["runs"]
+    assert one["outcomes"] == {"completed": 119, "dropped": 1, "failed": 0}
+    assert one["pairs"][0]["p50_s"] == pytest.approx(0.008, rel=0.05)
+    assert one["energy"][0]["domain"] == "gpu"
+
+
+def test_report_of_what_is_not_there(recorded: Path, tmp_path: Path) -> None:
+    assert "no such session" in run("report", "s2", data_dir=recorded, code=2).stderr
+    assert "no such session" in run("report", data_dir=tmp_path / "none", code=2).stderr
+    unknown = run("report", "--pair", "x:infer", data_dir=recorded, code=2).stderr
+    assert "no mark 'x'; it has ingress" in unknown
+
+
+def test_empty_session(tmp_path: Path) -> None:
+    create(tmp_path, anchor(), ["test"], "empty").close()
+    assert "No frame in it" in run("report", data_dir=tmp_path).stdout
+    assert json.loads(run("report", "--json", data_dir=tmp_path).stdout)["runs"] == []
+    refused = run("convert", "empty", "--to", "capframex-json", data_dir=tmp_path, code=2)
+    assert "no frame in it" in refused.stderr
+
+
+def test_damaged_archive_is_read_as_far_as_it_goes(recorded: Path) -> None:
+    traces = recorded / "sessions" / "s1" / "traces.otlp"
+    whole = traces.read_bytes()
+    traces.write_bytes(whole[:-20])
+    done = run("report", "--json", data_dir=recorded)
+    assert "the last record is cut off" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["runs"][0]["frames"] == 120
+    assert str(traces) in found["faults"][0]
+
+
+def test_session_still_being_written(tmp_path: Path) -> None:
+    writer = create(tmp_path, anchor(), ["test"], "live")
+    writer.traces(requests(make_run(120))[0])
+    writer.flush()
+    done = run("report", data_dir=tmp_path)
+    writer.close()
+    assert "is still being recorded" in done.stderr
+    assert "120 frames" in done.stdout
+
+
+def test_convert_to_capframex(recorded: Path, tmp_path: Path) -> None:
+    pairs = ("--pair", "ingress:infer", "--pair", "infer:display")
+    out = ("--out", tmp_path / "out")
+    done = run("convert", "latest", "--to", "capframex-json", *out, *pairs, data_dir=recorded)
+    path = tmp_path / "out" / "cam0.json"
+    assert done.stdout.startswith(f"{path}  119 frame times; CapFrameX shows 6")
+    assert json_problems(path) == []
+    capture = json.loads(path.read_bytes())
+    names = {s["Name"] for s in capture["Runs"][0]["SensorData2"].values()}
+    assert {"frame", "decode", "infer", "display", "ingress:infer", "infer:display", "GPU Power"} <= names
+    assert "SIMULATED: benchlab-1" in capture["Info"]["Comment"]
+    run("convert", "s1", "--to", "capframex-csv", "--out", tmp_path / "c.csv", data_dir=recorded)
+    assert csv_problems(tmp_path / "c.csv") == []
+
+
+def test_several_sessions_become_several_runs(recorded: Path, tmp_path: Path) -> None:
+    writer = create(recorded, anchor(), ["test"], "s2")
+    for body in requests(make_run(60, seed=2)):
+        writer.traces(body)
+    writer.close()
+    run("convert", "s1", "s2", "--to", "capframex-json", "--out", tmp_path / "c.json", data_dir=recorded)
+    assert json_problems(tmp_path / "c.json") == []
+    assert len(json.loads((tmp_path / "c.json").read_bytes())["Runs"]) == 2
+
+
+def test_convert_refuses_in_words(recorded: Path, tmp_path: Path) -> None:
+    def refused(*arguments: str | Path) -> str:
+        return run("convert", "s1", *arguments, data_dir=recorded, code=2).stderr
+
+    as_json = ("--to", "capframex-json", "--out", tmp_path / "c.json")
+    assert "capframex-json" in refused("--to", "gif")
+    assert "no mark 'x'" in refused(*as_json, "--pair", "x:infer")
+    assert "no stage 'x'" in refused(*as_json, "--accelerator", "x")
+    assert "no pipeline 'x' in it; there is cam0" in refused(*as_json, "--pipeline", "x")
+    assert "ends with .json" in refused("--to", "capframex-json", "--out", tmp_path / "c.txt")
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_ends_with_1(recorded: Path) -> None:
+    done = run("convert", "s1", "--to", "capframex-json", "--out", "/proc/none", data_dir=recorded, code=1)
+    assert done.stderr.startswith("benchlab-otel: /proc/none: ")
+
+
+def test_report_reads_a_foreign_file_and_refuses_none(tmp_path: Path) -> None:
+    file = tmp_path / "noise.otlp"
+    file.write_bytes(os.urandom(2000))
+    done = run("report", file, data_dir=tmp_path)
+    assert str(file) in done.stderr
+    assert "No frame in it" in done.stdout
+    start = time.monotonic()
+    run("report", tmp_path / "gone.otlp", data_dir=tmp_path, code=2)
+    assert time.monotonic() - start < 60
