@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import serial
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ CPU, GPU, MB = 58.2, 164.0, 24.3
 
 
 def settings(emulator: Emulator, **changes) -> Sources:
-    section = replace(Benchlab(ports=(str(emulator.path),), rate_hz=100.0, timeout_s=0.3), **changes)
+    section = replace(Benchlab(ports=(str(emulator.path),), rate_hz=100.0, timeout_s=5.0), **changes)
     return Sources(benchlab=section)
 
 
@@ -146,7 +147,7 @@ def test_unplugged_and_plugged_in_again_is_a_gap():
 @pytest.mark.parametrize(
     ("fault", "value", "reasons"),
     [
-        ("late", 0.5, {"late", "garbled"}),
+        ("late", 0.5, {"late"}),
         ("silent", True, {"late"}),
         ("short", 1, {"short", "garbled"}),
         ("garbled", "noise", {"garbled", "implausible", "unknown", "short"}),
@@ -170,7 +171,7 @@ def test_faulty_replies_never_become_values(fault, value, reasons):
             setattr(emulator.faults, fault, healthy)
         readings = health.readings
         wait_for(lambda: health.readings >= readings + 5)
-    assert set(health.failures) <= reasons
+    assert set(health.failures) & reasons
     for _, attributes in receiver.samples():
         for rail in wire.RAILS:
             assert attributes[f"hw.power.rail.{rail}"] == pytest.approx(WATTS.get(rail, 0.0))
@@ -182,8 +183,8 @@ def test_faulty_replies_never_become_values(fault, value, reasons):
 def test_a_late_answer_is_not_taken_for_the_next_one():
     truth = Truth(Load(base={"EPS1": 10.0}, stages={"step": {"EPS1": 90.0}}))
     with Emulator(truth) as emulator:
-        reader = open_reader(emulator, timeout_s=0.1)
-        emulator.faults.late = 0.4
+        reader = open_reader(emulator, timeout_s=0.5)
+        emulator.faults.late = 1.0
         with pytest.raises(SourceError, match="no answer"):
             reader.read()
         reader.close()
@@ -242,6 +243,18 @@ def test_something_that_is_no_benchlab_is_refused():
     finally:
         os.close(master)
         os.close(slave)
+
+
+@pytest.mark.parametrize("product", ["original", "benchlab2"])
+def test_an_answer_out_of_step_by_any_number_of_bytes_is_implausible(product):
+    with Emulator(TRUTH, product) as emulator:
+        layout = emulator.layout
+        with serial.Serial(str(emulator.path), timeout=5) as port:
+            port.read(wire.LONG_WELCOME_SIZE)
+            port.write(bytes([wire.READ_SENSORS]))
+            raw = port.read(layout.sensors.itemsize)
+    shifted = [np.frombuffer(raw[by:] + raw[:by], layout.sensors)[0] for by in range(len(raw))]
+    assert [by for by, row in enumerate(shifted) if not benchlab.implausible(row, layout)] == [0]
 
 
 @given(st.data())

@@ -139,7 +139,7 @@ class BenchlabReader:
         reply = self._ask(wire.WELCOME, short, alone=False)[0]
         if not reply.startswith(wire.GREETING):
             raise SourceError("garbled", f"{self.path}: answers, but not as a BENCHLAB: {reply!r}")
-        return reply + self._read(wire.LONG_WELCOME_SIZE, _QUIET_S)
+        return reply + self._read(wire.LONG_WELCOME_SIZE - short, _QUIET_S)
 
     def _ask(self, opcode: int, size: int, alone: bool = True) -> tuple[bytes, int, int]:
         """(answer, request sent, answer complete) of one request; Unix ns.

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 Series = tuple[contract.Metric, tuple[tuple[str, str], ...]]
 
+_SHORT_WAIT_S = 0.1
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 
@@ -130,7 +131,7 @@ class Runner:
             deadline = schedule.next(time.monotonic())
             if deadline >= self._flush_due:
                 self._flush()
-            if self._stop.wait(max(0.0, deadline - time.monotonic())):
+            if self._stopped_before(deadline):
                 return
             begin = time.monotonic()
             try:
@@ -140,6 +141,15 @@ class Runner:
             self._succeeded(reading)
             if begin >= self._metrics_due:
                 self._publish_metrics()
+
+    def _stopped_before(self, deadline: float) -> bool:
+        """Waits for the deadline; True when `stop` came first. Short waits sleep: an Event costs more."""
+        left = deadline - time.monotonic()
+        if left > _SHORT_WAIT_S:
+            return self._stop.wait(left)
+        if left > 0.0:
+            time.sleep(left)
+        return self._stop.is_set()
 
     def _succeeded(self, reading: Reading) -> None:
         health = self.health
