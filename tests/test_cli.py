@@ -109,8 +109,8 @@ except SystemExit:
 def test_help_of_each_command_has_an_example(name: str) -> None:
     arguments = (name, "show") if name == "config" else (name,)
     shown = run(*arguments, "--help").stdout
-    assert "Example" in shown
-    assert re.search(rf"benchlab-otel {' '.join(arguments)}", shown)
+    examples = [line for line in shown.splitlines() if "Usage:" not in line]
+    assert any(f"benchlab-otel {' '.join(arguments)}" in line for line in examples)
 
 
 def test_version() -> None:
