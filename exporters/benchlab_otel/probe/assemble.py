@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from benchlab_otel import contract
 from benchlab_otel.model import (
     COMPLETED,
+    DROPPED,
     OUTCOMES,
     STATUS_ERROR,
     STATUS_UNSET,
@@ -34,12 +35,14 @@ from benchlab_otel.otlp.encode import Attribute, SpanBatch, Strings
 from benchlab_otel.otlp.ids import mix64, nonzero
 
 BEGIN, MARK, STAGE, END = 0, 1, 2, 3
-FIRST_MARK = "frame.first_mark"
 ERROR_TYPE = "error.type"  # of a failed frame: what failed
 
 Event = tuple[int, int, int, int, str]
 """(frame key, kind, extra, time ns, name): `extra` is the frame number of a BEGIN, the begin of a
 STAGE and the outcome (index into OUTCOMES) of an END; `name` that of mark or stage, or the reason."""
+
+BareMark = tuple[int, int, str]
+"""(frame number, time ns, name)."""
 
 
 @dataclass(slots=True)
@@ -103,32 +106,58 @@ def frames_of_marks(
     next_key: int,
     names: Names,
 ) -> tuple[Events, int]:
-    """Bare marks (frame number, time ns, name) as events with frame keys, and the number of strays.
+    """Bare marks as events with frame keys, and the number of strays.
 
-    A mark `first` begins a frame of that number with the next (negative) key, a mark `last` ends it;
-    other marks belong to the frame of their number that is open, also from `still_open`.
+    A mark `first` begins a frame of that number with the next (negative) key; a frame of the same
+    number that was open, also in `still_open`, is dropped by that. A mark `last` completes it.
     """
-    whole = columns([(number, MARK, number, time, name) for number, time, name in marks], names)
-    whole = whole.take(np.lexsort((whole.time, whole.key)))
-    begins = whole.name == names.code(first)
-    order = np.cumsum(begins)
-    starts = np.flatnonzero(np.diff(whole.key, prepend=whole.key[:1] - 1))
-    group = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(whole))))
-    before = (order - begins)[starts][group]  # first marks ahead of this number's
-    opened_here = order > before
-    bare = still_open.take((still_open.kind == BEGIN) & (still_open.key < 0))
-    open_key = dict(zip(bare.extra.tolist(), bare.key.tolist(), strict=True))
-    earlier = np.array([open_key.get(number, 0) for number in whole.key[starts].tolist()], np.int64)
-    keys = np.where(opened_here, next_key + 1 - order, earlier[group])
-    ends = whole.name == names.code(last)
+    rows = columns([(number, MARK, number, time, name) for number, time, name in marks], names)
+    rows = rows.take(np.lexsort((rows.time, rows.key)))
+    begins, ends = rows.name == names.code(first), rows.name == names.code(last)
+    new_number = np.diff(rows.key, prepend=rows.key[0] - 1) != 0
+    part = np.cumsum(begins | new_number) - 1  # rows of one frame, or ahead of a number's first one
+    opening = np.flatnonzero(begins | new_number)
+
+    open_keys = _open_numbers(still_open)
+    earlier = np.array([open_keys.get(n, 0) for n in rows.key[new_number].tolist()], np.int64)
+    earlier = earlier[np.cumsum(new_number) - 1]
+    key_of_part = np.where(begins, next_key + 1 - np.cumsum(begins), earlier)[opening]
+
+    ended_before = np.cumsum(ends) - ends
+    ended_before = ended_before - ended_before[opening][part]
+    keys = np.where(ended_before > 0, 0, key_of_part[part])
+
+    ended_part = np.bincount(part, weights=ends) > 0
+    left = np.where(new_number, earlier, np.roll(np.where(ended_part, 0, key_of_part)[part], 1))
+    dropped = begins & (left != 0)
+
     known = keys != 0
-    marked = Events(keys, whole.kind, whole.extra, whole.time, whole.name)
-    empty = np.full(len(keys), names.code(""))
-    begun = Events(keys, np.full(len(keys), BEGIN), whole.extra, whole.time, empty)
-    ended = Events(
-        keys, np.full(len(keys), END), np.full(len(keys), OUTCOMES.index(COMPLETED)), whole.time, empty
+    return (
+        ordered(
+            [
+                Events(keys, rows.kind, rows.extra, rows.time, rows.name).take(known),
+                _events(BEGIN, keys, rows.extra, rows.time, names).take(begins),
+                _events(END, keys, _outcome(COMPLETED, keys), rows.time, names).take(ends & known),
+                _events(END, left, _outcome(DROPPED, left), rows.time, names).take(dropped),
+            ]
+        ),
+        int((~known).sum()),
     )
-    return ordered([marked.take(known), begun.take(begins), ended.take(ends & known)]), int((~known).sum())
+
+
+def _open_numbers(still_open: Events) -> dict[int, int]:
+    """The keys of the bare frames that have not ended, by their number."""
+    bare = still_open.take(still_open.key < 0)
+    running = bare.take((bare.kind == BEGIN) & ~np.isin(bare.key, bare.key[bare.kind == END]))
+    return dict(zip(running.extra.tolist(), running.key.tolist(), strict=True))
+
+
+def _events(kind: int, key: Int, extra: Int, time: Int, names: Names) -> Events:
+    return Events(key, np.full(len(key), kind), extra, time, np.full(len(key), names.code("")))
+
+
+def _outcome(outcome: str, key: Int) -> Int:
+    return np.full(len(key), OUTCOMES.index(outcome))
 
 
 @dataclass(slots=True)
@@ -210,7 +239,7 @@ def assemble(events: Events, no_reason: int) -> Assembled:
     end = begin.copy()
     np.maximum.at(end, frame, time)
     ends = np.flatnonzero(is_end)[::-1]  # the first END of a frame counts
-    outcome = np.full(n, OUTCOMES.index("dropped"), np.int64)
+    outcome = np.full(n, OUTCOMES.index(DROPPED), np.int64)
     reason = np.full(n, -1, np.int64)
     end[frame[ends]], outcome[frame[ends]] = time[ends], extra[ends]
     reason[frame[ends]] = np.where(events.name[ends] == no_reason, -1, events.name[ends])
@@ -258,7 +287,7 @@ def batches(
         contract.FRAME_NUMBER: frames.number,
         contract.FRAME_OUTCOME: Strings(frames.outcome.astype(np.int32), list(OUTCOMES)),
     }
-    for key, codes in ((FIRST_MARK, frames.first_mark), (ERROR_TYPE, frames.reason)):
+    for key, codes in ((contract.FIRST_MARK, frames.first_mark), (ERROR_TYPE, frames.reason)):
         if (codes >= 0).any():
             attributes[key] = Strings(codes.astype(np.int32), names.table)
     completed = frames.outcome == OUTCOMES.index(COMPLETED)

@@ -38,11 +38,12 @@ from benchlab_otel.otlp.ids import mix64, mix64_int, nonzero, parse_traceparent,
 from benchlab_otel.otlp.metrics import encode_metrics
 from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.probe import assemble
-from benchlab_otel.probe.assemble import BEGIN, END, MARK, STAGE, Event, Identity, Names
+from benchlab_otel.probe.assemble import BEGIN, END, MARK, STAGE, BareMark, Event, Identity, Names
 
 SESSION_VARIABLE = "BENCHLAB_OTEL_SESSION"
 _COMPLETED, _DROPPED, _FAILED = (OUTCOMES.index(o) for o in (COMPLETED, DROPPED, FAILED))
 _SETTLE_NS = 5_000_000  # another thread's mark may be appended a moment after it was timed
+_LOOK_S = 0.1  # how soon the flush thread sees that the program has ended
 _MASK = (1 << 64) - 1
 _T = TypeVar("_T")
 
@@ -167,7 +168,7 @@ class Probe:
         self._resource = resource(name, self._offset_ns, instance, simulated, attributes or {})
         self._closed = False
         self._marker: tuple[str, str, Mark] | None = None
-        self._marks: list[tuple[int, int, str]] = []
+        self._marks: list[BareMark] = []
         self._events: list[Event] = []
         self._remote: list[Remote] = []
         self._begin_recording()
@@ -201,8 +202,8 @@ class Probe:
     def marker(self, first: str, last: str) -> Mark:
         """The cheapest form, for hot loops: `mark(number, name)` from any thread.
 
-        A frame begins with its mark `first` and is complete with its mark `last`. A probe has one
-        marker; asking again for the same gives the same.
+        A frame begins with its mark `first` and is complete with its mark `last`; if its number is
+        begun again before that, it was dropped. A probe has one marker; asking again gives the same.
         """
         if self._marker is None:
             self._marker = (first, last, self._make_marker())
@@ -283,8 +284,11 @@ class Probe:
             self._begin_recording()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval_s) and _others_alive():
-            self._flush(_SETTLE_NS)
+        due = time.monotonic() + self._interval_s
+        while not self._stop.wait(min(self._interval_s, _LOOK_S)) and _others_alive():
+            if time.monotonic() >= due:
+                due = time.monotonic() + self._interval_s
+                self._flush(_SETTLE_NS)
         self._closed = True
         self._flush(settle_ns=0, timeout_ns=0)
         if self._own_client is not None:
