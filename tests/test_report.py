@@ -124,10 +124,18 @@ def test_what_is_not_resolved_and_why() -> None:
     cold.time -= 3600 * 10**9
     run.readings.append(cold)
     missing, slow, nowhere = make_report(run).unresolved
-    assert missing == "gpu (benchlab-1): 40 of 100 frames lie outside its readings or in a gap of them"
+    assert missing == "gpu of benchlab-1: 40 of 100 frames lie outside its readings or in a gap of them"
     assert re.search(r"no reading within a typical frame \(1\d\.\d ms; a reading every 50\.0 ms\)", slow)
-    assert nowhere == "system (benchlab-1): no joules: none of its 20 readings lie around a frame"
+    assert nowhere == "system of benchlab-1: no joules: none of its 20 readings lie around a frame"
     assert "no joules: the session has no reading" in make_report(Run(run.frames)).unresolved[0]
+
+
+def test_the_same_reason_is_told_once_a_meter() -> None:
+    run = make_run(100)
+    run.readings.append(make_readings("cpu", 2 * 10**9))
+    run.energy.append(make_energy(run.frames, "cpu"))
+    (reason,) = make_report(run).unresolved
+    assert reason.startswith("gpu, cpu of benchlab-1: no reading within a typical frame")
 
 
 def test_one_frame_and_none_completed() -> None:

@@ -235,25 +235,28 @@ def _unresolved(run: Run, durations: Float) -> Iterator[str]:
         yield "no stages: the frames have no child spans"
     if not run.readings and not run.energy:
         yield "no joules: the session has no reading of any power or energy meter"
+    reasons: dict[tuple[str, str], list[str]] = {}  # domains by meter and reason
     for readings in run.readings:
-        yield from _of_meter(run, readings, durations)
+        for reason in _of_readings(run, readings, durations):
+            reasons.setdefault((readings.meter, reason), []).append(readings.domain)
+    for (meter, reason), domains in reasons.items():
+        yield f"{', '.join(domains)} of {meter}: {reason}"
 
 
-def _of_meter(run: Run, readings: Readings, durations: Float) -> Iterator[str]:
-    name = f"{readings.domain} ({readings.meter})"
+def _of_readings(run: Run, readings: Readings, durations: Float) -> Iterator[str]:
     mine = [e for e in run.energy if (e.meter, e.domain) == (readings.meter, readings.domain)]
     known = max((int(np.isfinite(e.energy).sum()) for e in mine), default=0)
     missing = len(run.frames) - known
     if not known:
-        yield f"{name}: no joules: none of its {len(readings)} readings lie around a frame"
+        yield f"no joules: none of its {len(readings)} readings lie around a frame"
         return
     if missing:
-        yield f"{name}: {missing} of {len(run.frames)} frames lie outside its readings or in a gap of them"
+        yield f"{missing} of {len(run.frames)} frames lie outside its readings or in a gap of them"
     between = float(np.median(np.diff(readings.time))) / 1e9
     if len(durations) and np.median(durations) < between:
         yield (
-            f"{name}: no reading within a typical frame ({np.median(durations) * 1e3:.1f} ms; a reading"
-            f" every {between * 1e3:.1f} ms): a single frame's joules are interpolated, see their ±"
+            f"no reading within a typical frame ({np.median(durations) * 1e3:.1f} ms; a reading every"
+            f" {between * 1e3:.1f} ms): a single frame's joules are interpolated, see their ±"
         )
 
 
@@ -261,19 +264,20 @@ def _of_meter(run: Run, readings: Readings, durations: Float) -> Iterator[str]:
 
 
 def render(report: Report) -> RenderableType:
-    """The report for a person, at most 80 columns wide where names are short."""
+    """The report for a person, at most 80 columns wide where names are short.
+
+    Beside the mean of a frame's joules stands the mean half width of a single frame's 95 % interval.
+    """
     parts: list[RenderableType] = [Text(_headline(report), style="bold")]
     if report.simulated:
         parts.append(Text(f"SIMULATED: {', '.join(report.simulated)}", style="bold yellow"))
     rows = [r for r in (report.frame, *report.stages, *report.pairs) if r]
     if rows:
-        parts.append(_latency_table(rows))
-    if report.energy:
-        parts.append(_energy_table(report.energy))
-    if any(e.truth for e in report.energy):
-        parts.append(_truth_table(report.energy))
+        parts += ["", _latency_table(rows)]
+    for meter in dict.fromkeys(e.meter for e in report.energy):
+        parts += _meter([e for e in report.energy if e.meter == meter])
     if report.unresolved:
-        parts.append(Text("Not resolved", style="bold"))
+        parts += ["", Text("Not resolved", style="bold")]
         parts += [Padding(Text(f"- {line}"), (0, 0, 0, 2)) for line in report.unresolved]
     return Group(*parts)
 
@@ -297,30 +301,37 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _latency_table(rows: Sequence[Latency]) -> RenderableType:
+def _latency_table(rows: Sequence[Latency]) -> Table:
     table = _table("Latency (ms)", "p50", "p95", "p99", "max", "of frame time", "frames")
     for r in rows:
         figures = [f"{s * 1e3:.2f}" for s in (r.p50_s, r.p95_s, r.p99_s, r.max_s)]
         table.add_row(r.name, *figures, "" if r.share is None else f"{r.share:.1%}", f"{r.count:,}")
-    return Padding(table, (1, 0, 0, 0))
+    return table
 
 
-def _energy_table(energies: Sequence[Energy]) -> RenderableType:
+def _meter(energies: Sequence[Energy]) -> list[RenderableType]:
+    """The domains of one meter, beside their truth where that is known."""
+    rate = energies[0].rate_hz
+    title = f"Meter {energies[0].meter}" + (f", read at {rate:.3g} Hz" if rate else "")
+    parts: list[RenderableType] = ["", Text(title, style="bold"), _energy_table(energies)]
+    if any(e.truth for e in energies):
+        parts += ["", _truth_table(energies)]
+    return parts
+
+
+def _energy_table(energies: Sequence[Energy]) -> Table:
     table = _table("Joules a frame", "mean", "± 95 %", "p50", "p95", "W in flight", "W idle", "covered")
     for e in energies:
         watts = ["" if w is None else f"{w:.1f}" for w in (e.in_flight_w, e.idle_w)]
         joules = [f"{j:.3g}" for j in (e.mean_j, e.uncertainty_j, e.p50_j, e.p95_j)]
-        table.add_row(f"{e.domain} ({e.meter})", *joules, *watts, f"{e.coverage:.1%}")
-    note = "± is the half width of a single frame's 95 % interval; W idle: while no frame was in flight"
-    return Padding(Group(table, Text(note, style="dim")), (1, 0, 1, 0))
+        table.add_row(e.domain, *joules, *watts, f"{e.coverage:.1%}")
+    return table
 
 
-def _truth_table(energies: Sequence[Energy]) -> RenderableType:
+def _truth_table(energies: Sequence[Energy]) -> Table:
     table = _table("Beside the truth", "measured J", "true J", "mean error of a frame", "95 % held")
     for e in energies:
         if t := e.truth:
             error = f"{t.error_j:.3g} J ({t.error_j / t.mean_j:.1%})" if t.mean_j else f"{t.error_j:.3g} J"
-            table.add_row(
-                f"{e.domain} ({e.meter})", f"{e.mean_j:.3g}", f"{t.mean_j:.3g}", error, f"{t.held:.1%}"
-            )
-    return Padding(table, (0, 0, 1, 0))
+            table.add_row(e.domain, f"{e.mean_j:.3g}", f"{t.mean_j:.3g}", error, f"{t.held:.1%}")
+    return table
