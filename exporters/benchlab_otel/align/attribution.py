@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
@@ -28,17 +29,19 @@ from benchlab_otel.align.condition import (
     mean_of,
 )
 from benchlab_otel.align.design import Design, Pieces, build
-from benchlab_otel.align.fit import Fit, Variances, solve
+from benchlab_otel.align.fit import Fit, Variances, fit, solve
 from benchlab_otel.align.identify import Identification, identify
 from benchlab_otel.align.overlap import Sparse, overlap, seconds_in
 from benchlab_otel.align.resolve import BASE, Resolution, regrouped, resolve
 from benchlab_otel.align.selfcheck import SelfCheck
+from benchlab_otel.align.tails import with_shocks
 from benchlab_otel.align.windows import Kernel, Windows, rows_between, tile, windows
 from benchlab_otel.model import Bool, Float, Frames, Int, Readings
 
 NORMAL_95 = 1.959964
 _GAP = 3.0  # periods without a reading that make a gap
 _LONG_PIECE = 16.0  # periods; a longer piece is cut into parts with powers of their own
+_SHOCK_ROUNDS = 8
 WHOLE_FRAME = "(frame)"
 
 
@@ -291,7 +294,7 @@ def _both(a: Weight, b: Weight) -> Weight:
 def _blocks(rows: Windows, most: int) -> list[tuple[int, int]]:
     count = -(-len(rows) // most)
     edges = np.linspace(0, len(rows), count + 1).astype(int)
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges.tolist()))
 
 
 @dataclass(slots=True)
@@ -380,9 +383,9 @@ def _attribute_block(
     full = build(mine, Pieces(begin, end, work.stage[owner], len(work.names)))
     names = [stage for _, stage in work.names]
     design, found, resolution = resolve(full, names, start, settings.fit_rows)
-    solved = solve(design, found.variances, found.watts)
-    posterior = condition(design, found.variances, found.watts, solved)
-    check = _check(design, posterior, found)
+    posterior, found = _fitted(design, found, settings)
+    design = posterior.design
+    check = _check(design, posterior)
     kept = np.flatnonzero(resolution.column[work.stage[owner]] >= 0)
     _add_energies(result, posterior, owner[kept], core, check.widened)
     _add_stages(result, posterior, found, resolution, owner[kept], core, check.widened)
@@ -407,13 +410,25 @@ def _cut(begin: Float, end: Float, longest: float, span: tuple[float, float]) ->
     )
 
 
-def _check(design: Design, posterior: Posterior, found: Fit) -> SelfCheck:
-    bare = regrouped(design, np.full(design.pieces.stages, BASE), 0)
-    from benchlab_otel.align.fit import fit
+def _fitted(design: Design, found: Fit, settings: Settings) -> tuple[Posterior, Fit]:
+    """The posterior, with the shocks of `tails` where the residuals are not normal."""
+    posterior = condition(design, found.variances, found.watts)
+    if not selfcheck.heavy_tails(posterior.solved, design):
+        return posterior, found
+    for _ in range(_SHOCK_ROUNDS):
+        freed = with_shocks(posterior)
+        if freed is None:
+            break
+        found = fit(freed, found.variances, settings.fit_rows)
+        posterior = condition(freed, found.variances, found.watts)
+    return posterior, found
 
+
+def _check(design: Design, posterior: Posterior) -> SelfCheck:
+    bare = regrouped(design, np.full(design.pieces.stages, BASE), 0)
     plain = fit(bare, None, 2048)
     without = solve(bare, plain.variances, plain.watts)
-    whitened = selfcheck.whitened_residuals(posterior.solved, design.difference, design.contrast)
+    whitened = selfcheck.whitened_residuals(posterior.solved, design)
     return selfcheck.check(
         posterior.solved,
         posterior.inverse,

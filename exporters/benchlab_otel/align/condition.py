@@ -63,9 +63,10 @@ class Posterior:
         return noise
 
 
-def condition(design: Design, variances: Variances, watts: Float, solved: Solved | None = None) -> Posterior:
-    """The posterior of all pieces, steps and errors, in time linear in the rows."""
-    solved = solved or solve(design, variances, watts)
+def condition(design: Design, variances: Variances, watts: Float) -> Posterior:
+    """The posterior of all pieces, steps and errors, in time linear in the rows; `watts` (stages,) is
+    the guess that turns the uncertainty of times into that of readings."""
+    solved = solve(design, variances, watts)
     timing = timing_weights(design, watts) if variances.timing else np.zeros(design.rows.noise.shape[1])
     priors = prior(design, variances, timing)
     off, steps, errors = (

@@ -38,7 +38,11 @@ class Pieces:
 @dataclass(slots=True)
 class Design:
     """The matrices of the module's formulas for n rows; `knots` (j,) s where the base may step,
-    `gaps` (j,) s the time since the knot before; `steps` is H (n − 1, j), `parts` DA, `errors` DN."""
+    `gaps` (j,) s the time since the knot before; `steps` is H (n − 1, j), `parts` DA, `errors` DN.
+
+    `step_extra` (j,) W² and `error_extra` (e,) W² (J² of a counter) add to the prior variance of those
+    steps and readings' errors that `tails` found to be shocks; else 0.
+    """
 
     rows: Windows
     pieces: Pieces
@@ -51,6 +55,8 @@ class Design:
     errors: Sparse
     difference: Float  # z (n − 1,)
     contrast: Float  # Z (n − 1, stages)
+    step_extra: Float
+    error_extra: Float
 
     @property
     def bandwidth(self) -> int:
@@ -76,6 +82,8 @@ def build(rows: Windows, pieces: Pieces) -> Design:
         errors=_differences(rows.noise),
         difference=np.diff(rows.value),
         contrast=np.diff(active, axis=0),
+        step_extra=np.zeros(len(knots)),
+        error_extra=np.zeros(rows.noise.shape[1]),
     )
 
 
@@ -106,8 +114,10 @@ def _steps(rows: Windows, knots: Float) -> Sparse:
 def part_of(design: Design, first: int, last: int) -> Design:
     """The model of rows first … last − 1 alone."""
     rows = rows_between(design.rows, first, last)
+    sources = np.unique(sparse.csr_array(design.rows.noise[first:last]).indices)
     mine, a = _used_columns(sparse.csr_array(design.overlap[first:last]))
     knots = np.unique(rows.hi[:-1])
+    steps = np.searchsorted(design.knots, knots)
     pieces = design.pieces
     return Design(
         rows=rows,
@@ -116,11 +126,13 @@ def part_of(design: Design, first: int, last: int) -> Design:
         active=design.active[first:last],
         parts=_differences(a),
         knots=knots,
-        gaps=np.diff(knots, prepend=knots[0] - rows.period),
+        gaps=design.gaps[steps],
         steps=_steps(rows, knots),
         errors=_differences(rows.noise),
         difference=design.difference[first : last - 1],
         contrast=design.contrast[first : last - 1],
+        step_extra=design.step_extra[steps],
+        error_extra=design.error_extra[sources],
     )
 
 

@@ -23,6 +23,7 @@ from benchlab_otel.align.windows import edge_gain
 from benchlab_otel.model import Float
 
 _ROUNDS = 25
+_ALIKE = 0.5  # sd of log(σ/W) between stages
 _LONGEST = 3.0  # step in log θ
 _GAIN = 1e-2  # log-likelihood below which another round is not worth it
 _FLOOR = 1e-12  # of the differences' variance: what a variation that is not there is held at
@@ -111,8 +112,8 @@ def prior(design: Design, variances: Variances, timing: Float) -> tuple[Float, F
     """Prior variances of the pieces (m,), the base's steps (j,) and the readings' errors (e,)."""
     return (
         variances.stage[design.pieces.stage],
-        variances.walk * design.gaps,
-        variances.noise * noise_weights(design) + variances.timing * timing,
+        variances.walk * design.gaps + design.step_extra,
+        variances.noise * noise_weights(design) + variances.timing * timing + design.error_extra,
     )
 
 
@@ -164,6 +165,12 @@ def components(design: Design, watts: Float) -> list[Float]:
     return out
 
 
+def _known(design: Design) -> Float:
+    """The band of what adds to S whatever θ: the shocks."""
+    width = design.bandwidth
+    return _square(design.steps, design.step_extra, width) + _square(design.errors, design.error_extra, width)
+
+
 def _square(matrix: Sparse, columns: Float | None, width: int) -> Float:
     rows = sparse.csr_array(matrix)
     root = rows if columns is None else scaled(rows, np.sqrt(columns))
@@ -173,7 +180,7 @@ def _square(matrix: Sparse, columns: Float | None, width: int) -> Float:
 def reml(design: Design, start: Variances | None = None) -> tuple[Variances, float]:
     """The variances of greatest restricted likelihood, and that log-likelihood."""
     watts = least_squares(design)
-    bands = np.stack(components(design, watts))
+    bands, known = np.stack(components(design, watts)), _known(design)
     sizes = np.maximum(bands[:, 0].mean(axis=1), 1e-300)
     total = float(np.var(design.difference)) or 1.0
     stages = design.pieces.stages
@@ -192,14 +199,19 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
         values[stages] = max(values[stages], _STEADY * values[stages + 1] * sizes[stages + 1] / sizes[stages])
         return values
 
+    def likelihood(at: Float, derivatives: bool) -> tuple[float, Float, Float]:
+        value, gradient, information = _likelihood(bands, known, at, design, derivatives)
+        return _with_prior(value, gradient, information, at[:stages], usual)
+
+    usual = np.maximum(np.abs(watts), 0.05 * float(np.mean(np.abs(design.rows.value))))
     theta = bounded(theta)
-    here, gradient, information = _likelihood(bands, theta, design, derivatives=True)
+    here, gradient, information = likelihood(theta, derivatives=True)
     damping = 1e-3
     for _ in range(_ROUNDS):
         proposal = bounded(
             theta * np.exp(_step(theta, bounded(theta * 0.99), gradient, information, damping))
         )
-        there, _, _ = _likelihood(bands, proposal, design, derivatives=False)
+        there, _, _ = likelihood(proposal, derivatives=False)
         if there < here:
             damping *= 10
             if damping > 1e4:
@@ -208,10 +220,28 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
         gain, here, theta, damping = there - here, there, proposal, max(damping / 10, 1e-4)
         if gain < _GAIN:
             break
-        here, gradient, information = _likelihood(bands, theta, design, derivatives=True)
+        here, gradient, information = likelihood(theta, derivatives=True)
     timing = float(theta[stages + 2]) if len(theta) > stages + 2 else 0.0
     found = Variances(theta[:stages].copy(), float(theta[stages]), float(theta[stages + 1]), timing)
     return found, here
+
+
+def _with_prior(
+    value: float, gradient: Float, information: Float, spread: Float, usual: Float
+) -> tuple[float, Float, Float]:
+    """Adds the prior that relative spreads of stages' powers are alike: log(σ/W) varies between stages
+    with sd `_ALIKE` around its mean. It matters only where the readings can't tell a spread, which
+    restricted likelihood alone would then often put at zero, with too narrow intervals."""
+    n = len(spread)
+    if n < 2 or not np.isfinite(value):
+        return value, gradient, information
+    off = np.log(spread) / 2 - np.log(usual)
+    off -= off.mean()
+    value -= 0.5 * float(off @ off) / _ALIKE**2
+    if len(gradient):
+        gradient[:n] -= 0.5 * off / _ALIKE**2
+        information[:n, :n] += 0.25 * (np.eye(n) - 1 / n) / _ALIKE**2
+    return value, gradient, information
 
 
 def _step(theta: Float, lower: Float, gradient: Float, information: Float, damping: float) -> Float:
@@ -227,9 +257,9 @@ def _step(theta: Float, lower: Float, gradient: Float, information: Float, dampi
     return step * min(1.0, _LONGEST / longest) if longest else step
 
 
-def _likelihood(bands: Float, theta: Float, design: Design, derivatives: bool) -> tuple[float, Float, Float]:
+def _likelihood(bands: Float, known: Float, theta: Float, design: Design, derivatives: bool) -> tuple[float, Float, Float]:
     """Restricted log-likelihood, its gradient and average information, both in log θ."""
-    band = np.tensordot(theta, bands, axes=1)
+    band = np.tensordot(theta, bands, axes=1) + known
     none = np.zeros(0)
     try:
         solved = _gls(band, design)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchlab_otel.align import banded
+from benchlab_otel.align.design import Design
 from benchlab_otel.align.fit import Solved
 from benchlab_otel.model import Float
 
@@ -61,7 +62,7 @@ def check(
     n = len(whitened)
     centred = whitened - whitened.mean()
     variance = float(np.mean(centred**2)) or 1.0
-    tails = float(np.mean(centred**4)) / variance**2 - 3.0
+    tails = kurtosis(whitened)
     correlation = float(np.mean(centred[1:] * centred[:-1])) / variance if n > 1 else 0.0
     widened = max(1.0, float(np.quantile(scaled, 0.95)) / _NORMAL_95)
     return SelfCheck(
@@ -88,10 +89,23 @@ def _findings(tails: float, correlation: float, n: int) -> list[str]:
     return found
 
 
-def whitened_residuals(solved: Solved, difference: Float, contrast: Float) -> Float:
+def whitened_residuals(solved: Solved, design: Design) -> Float:
     """(n − 1,) independent standard normal numbers under the model: each reading's surprise after
     all before it."""
-    return solved.factor.whiten(difference - contrast @ solved.watts)
+    return solved.factor.whiten(design.difference - design.contrast @ solved.watts)
+
+
+def heavy_tails(solved: Solved, design: Design) -> bool:
+    """Whether the whitened residuals have rarer and bigger values than chance (4 sd) allows."""
+    whitened = whitened_residuals(solved, design)
+    return kurtosis(whitened) > 4 * np.sqrt(24 / len(whitened))
+
+
+def kurtosis(whitened: Float) -> float:
+    """Excess kurtosis: 0 for a normal distribution."""
+    centred = whitened - whitened.mean()
+    variance = float(np.mean(centred**2)) or 1.0
+    return float(np.mean(centred**4)) / variance**2 - 3.0
 
 
 def narrow_inverse(solved: Solved) -> Float:

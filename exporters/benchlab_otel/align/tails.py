@@ -1,0 +1,54 @@
+"""Shocks: the few steps of the base and the few readings that no normal distribution explains.
+
+The smoothed step η̂ (or error ε̂) over its own standard deviation, the auxiliary residual, is standard
+normal where the model holds (de Jong & Penzer, JASA 93, 1998). Where it is beyond `_LIMIT` a load was
+switched, or a reading is wild: that one step or error gets the freedom of all that the meter has
+shown, and everything else keeps the model that fits it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from scipy import sparse
+
+from benchlab_otel.align import banded
+from benchlab_otel.align.condition import Posterior
+from benchlab_otel.align.design import Design
+from benchlab_otel.align.fit import scaled
+from benchlab_otel.align.overlap import Sparse
+from benchlab_otel.model import Bool, Float
+
+_LIMIT = 4.0  # standard deviations
+_MOST = 0.05  # share of the steps or readings that may be shocks; more are no exception
+
+
+def with_shocks(posterior: Posterior) -> Design | None:
+    """The design with the shocks that the posterior shows set free; None when there is no new one."""
+    design = posterior.design
+    _, step_variance, error_variance = posterior.priors
+    step = _score(posterior, design.steps, step_variance, posterior.steps)
+    error = _score(posterior, design.errors, error_variance, posterior.errors)
+    wild, switched = _peaks(error, design.bandwidth), _peaks(step, design.bandwidth)
+    free = float(np.ptp(design.rows.value)) ** 2
+    freedom = float(np.mean(design.rows.hi - design.rows.lo)) ** 2 if design.rows.counter else 1.0
+    step_extra = np.where(switched, free, design.step_extra)
+    error_extra = np.where(wild, free * freedom, design.error_extra)
+    if not (switched.any() or wild.any()) or max(np.mean(step_extra > 0), np.mean(error_extra > 0)) > _MOST:
+        return None
+    return replace(design, step_extra=step_extra, error_extra=error_extra)
+
+
+def _score(posterior: Posterior, matrix: Sparse, variance: Float, mean: Float) -> Float:
+    """|v̂| over its standard deviation, 0 where the readings tell nothing of v."""
+    told = banded.quadratic(sparse.csr_array(scaled(matrix, variance).T), posterior.inverse)
+    return np.divide(np.abs(mean), np.sqrt(np.maximum(told, 0.0)), out=np.zeros(len(mean)), where=told > 0)
+
+
+def _peaks(score: Float, width: int) -> Bool:
+    """Scores beyond the limit that are the largest within `width` of themselves."""
+    padded = np.pad(score, width)
+    highest = np.lib.stride_tricks.sliding_window_view(padded, 2 * width + 1).max(axis=1)
+    peaks: Bool = (score > _LIMIT) & (score >= highest)
+    return peaks
