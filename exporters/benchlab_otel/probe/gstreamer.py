@@ -140,8 +140,8 @@ class _Stage:
 
     def arrived(self, running: int) -> None:
         """A buffer enters the element."""
-        now = time.monotonic_ns()
         self._attachment.frame(running, self._name)
+        now = time.monotonic_ns()  # after the mark that begins the frame
         if self._is_sink:
             self._attachment.passed(running, self._name)
             return

@@ -74,14 +74,9 @@ class Frame:
         """The frame has reached the instant `name`; the stage from the mark before gets this name."""
         self._append((self._key, MARK, 0, time.monotonic_ns(), name))
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Times the block as the stage `name`."""
-        begin = time.monotonic_ns()
-        try:
-            yield
-        finally:
-            self._append((self._key, STAGE, begin, time.monotonic_ns(), name))
+    def stage(self, name: str) -> Stage:
+        """Times a `with` block as the stage `name`."""
+        return Stage(self, name)
 
     def record(self, name: str, begin_ns: int, end_ns: int) -> None:
         """A stage that the caller timed (CLOCK_MONOTONIC, ns)."""
@@ -121,17 +116,30 @@ class JoinedFrame:
         """The frame has reached the instant `name`; the stage from the mark before gets this name."""
         now = time.monotonic_ns()
         begin, self._before = self._before, now
-        self._append(Remote(self._hi, self._lo, self._parent, begin, now, name))
+        self.record(name, begin, now)
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Times the block as the stage `name`."""
-        begin = time.monotonic_ns()
-        try:
-            yield
-        finally:
-            end = time.monotonic_ns()
-            self._append(Remote(self._hi, self._lo, self._parent, begin, end, name))
+    def stage(self, name: str) -> Stage:
+        """Times a `with` block as the stage `name`."""
+        return Stage(self, name)
+
+    def record(self, name: str, begin_ns: int, end_ns: int) -> None:
+        """A stage that the caller timed (CLOCK_MONOTONIC, ns)."""
+        self._append(Remote(self._hi, self._lo, self._parent, begin_ns, end_ns, name))
+
+
+class Stage:
+    """A `with` block that is timed as a stage, also when an exception leaves it."""
+
+    __slots__ = ("_begin", "_frame", "_name")
+
+    def __init__(self, frame: Frame | JoinedFrame, name: str) -> None:
+        self._frame, self._name = frame, name
+
+    def __enter__(self) -> None:
+        self._begin = time.monotonic_ns()
+
+    def __exit__(self, *_: object) -> None:
+        self._frame.record(self._name, self._begin, time.monotonic_ns())
 
 
 class Probe:

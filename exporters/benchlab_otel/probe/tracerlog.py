@@ -207,12 +207,12 @@ def chains(records: Records, bins: set[int]) -> Chains:
         found_rows.append(current)
         at_source = records.begin[current] == records.begin[sinks[frame]]
         current = np.where(at_source, -1, previous[current])
-    stage_frame = np.concatenate(found_frames) if found_frames else np.zeros(0, np.int64)
-    stage = np.concatenate(found_rows) if found_rows else np.zeros(0, np.int64)
-    order = np.lexsort((records.begin[stage], stage_frame))
-    frame, stage = stage_frame[order], stage[order]
-    inner = stage[stage != last[frame]]
-    bins.update(_bins(records, sinks, records.end[inner]))
+    none = np.zeros(0, np.int64)
+    stage_frame, stage = np.concatenate([none, *found_frames]), np.concatenate([none, *found_rows])
+    order = np.argsort(stage_frame[::-1], kind="stable")  # upstream first
+    frame, stage = stage_frame[::-1][order], stage[::-1][order]
+    inner = stage != last[frame]
+    bins.update(_bins(records, sinks, records.who[sinks[frame[inner]]], records.end[stage[inner]]))
 
     keep = ~np.isin(records.who[sinks], list(bins))
     kept = keep[frame]
@@ -227,10 +227,13 @@ def chains(records: Records, bins: set[int]) -> Chains:
     )
 
 
-def _bins(records: Records, sinks: Int, passed: Int) -> list[int]:
-    """The sinks that are bins around another sink: most pushes into them are within its chains."""
-    who, inside = records.who[sinks], np.isin(records.end[sinks], passed)
-    return [w for w in np.unique(who).tolist() if inside[who == w].mean() > 0.5]
+def _bins(records: Records, sinks: Int, sink: Int, passed: Int) -> list[int]:
+    """The sinks that are bins around another: most pushes into them are within the other's chains.
+
+    `passed` (k,) are the times of the pushes within the chains of the sinks `sink` (k,).
+    """
+    who, end = records.who[sinks], records.end[sinks]
+    return [w for w in np.unique(who).tolist() if np.isin(end[who == w], passed[sink != w]).mean() > 0.5]
 
 
 class _EndIndex:
