@@ -10,6 +10,7 @@ Wire format: opentelemetry/proto/trace/v1/trace.proto and common/v1/common.proto
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,7 +143,7 @@ def _find_spans(body: bytes) -> _Found:
         before = len(found.offsets)
         for inner, inner_start, inner_end in _fields(body, start, end):
             if inner == 1:
-                raw = body[inner_start:inner_end]
+                raw += body[inner_start:inner_end]  # a message given twice is merged
             elif inner == 2:
                 _find_in_scope(body, inner_start, inner_end, found)
         if raw not in codes:
@@ -161,10 +162,11 @@ def _find_in_scope(body: bytes, pos: int, end: int, found: _Found) -> None:
     offsets, lengths = found.offsets, found.lengths
     previous, repeats = -1, 0
     while pos < end:
-        if body[pos] != 0x12:
+        tag, start = (0x12, pos + 1) if body[pos] == 0x12 else _varint(body, pos, end)
+        if tag != 0x12:
             pos = _skip(body, pos, end)
             continue
-        length, start = _varint(body, pos + 1, end)
+        length, start = _varint(body, start, end)
         if length > end - start:
             raise ValueError(
                 f"garbled OTLP: span at byte {pos} claims {length} bytes, {end - start} are left"
@@ -223,20 +225,27 @@ def _varint(body: bytes, pos: int, end: int) -> tuple[int, int]:
 
 def _skip(body: bytes, pos: int, end: int) -> int:
     """The position after the field at `pos`."""
-    tag, at = _varint(body, pos, end)
-    wire = tag & 7
-    if tag < 8 or wire not in (0, 1, 2, 5):
-        raise ValueError(f"garbled OTLP: no field at byte {pos}")
-    if wire == 0:
-        after = _varint(body, at, end)[1]
-    elif wire == 2:
-        length, at = _varint(body, at, end)
-        after = at + length
-    else:
-        after = at + (8 if wire == 1 else 4)
-    if after > end:
-        raise ValueError(f"garbled OTLP: field at byte {pos} reaches past its message")
-    return after
+    groups: list[int] = []  # the field numbers of the groups that `pos` is in
+    while True:
+        tag, at = _varint(body, pos, end)
+        number, wire = tag >> 3, tag & 7
+        if tag < 8 or wire > 5 or (wire == 4 and (not groups or groups.pop() != number)):
+            raise ValueError(f"garbled OTLP: no field at byte {pos}")
+        after = at
+        if wire == 0:
+            after = _varint(body, at, end)[1]
+        elif wire == 2:
+            length, at = _varint(body, at, end)
+            after = at + length
+        elif wire == 3:
+            groups.append(number)
+        elif wire != 4:
+            after = at + (8 if wire == 1 else 4)
+        if after > end:
+            raise ValueError(f"garbled OTLP: field at byte {pos} reaches past its message")
+        if not groups:
+            return after
+        pos = after
 
 
 def _resource(raw: bytes, offset: int) -> dict[str, Any]:
@@ -286,10 +295,23 @@ class _Layout:
     status: int = 0
     values: list[_Value] = field(default_factory=list)
     links: list[tuple[int, int]] = field(default_factory=list)
+    odd: bool = False  # something that only the protobuf library reads right: a value given in parts
 
 
 _MAX_LAYOUTS = 24  # of one length; what is left then goes through the protobuf library
-_layouts: dict[int, list[_Layout]] = {}  # layouts seen before, by length: small live requests repeat them
+_CACHED_LAYOUTS, _CACHED_LENGTH = 512, 4096
+_layouts: dict[int, tuple[_Layout, ...]] = {}  # seen before, by length: small live requests repeat them
+_layouts_lock = threading.Lock()
+
+
+def _remember(length: int, layout: _Layout) -> None:
+    """Caches a layout, of one length the latest ones; what others send can't make the cache grow."""
+    if length > _CACHED_LENGTH:
+        return
+    with _layouts_lock:
+        if sum(map(len, _layouts.values())) >= _CACHED_LAYOUTS:
+            _layouts.clear()
+        _layouts[length] = (*_layouts.get(length, ()), layout)[-_MAX_LAYOUTS:]
 
 
 def _decode_length(raw: Bytes, body: bytes, offsets: Int, length: int, rows: Int, out: _Builder) -> None:
@@ -298,17 +320,17 @@ def _decode_length(raw: Bytes, body: bytes, offsets: Int, length: int, rows: Int
         return  # an empty span: all its columns stay 0, so its ids are invalid
     at = offsets[rows]
     table = sliding_window_view(raw, length)[at]
-    known = _layouts.setdefault(length, [])
-    tried = 0
-    for layout in known:
+    for layout in _layouts.get(length, ()):
         rows, at, table = _decode_matching(layout, rows, at, table, out)
         if not len(rows):
             return
-    while len(rows) and tried < _MAX_LAYOUTS:
+    for _ in range(_MAX_LAYOUTS):
+        if not len(rows):
+            return
         layout = _parse_layout(table[0], int(at[0]))
-        tried += 1
-        if len(known) < _MAX_LAYOUTS and len(_layouts) < 512:
-            known.append(layout)
+        if layout.odd:
+            break
+        _remember(length, layout)
         rows, at, table = _decode_matching(layout, rows, at, table, out)
     for row, start in zip(rows.tolist(), at.tolist(), strict=True):
         _decode_single(body[start : start + length], row, start, out)
@@ -343,7 +365,12 @@ def _read(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
     out.status[rows] = layout.status
     _read_names(layout, rows, table, out)
     for value in layout.values:
-        out.add(value.key, rows, _read_value(value, table))
+        column = _read_value(value, table)
+        if value.kind == "o":
+            given = np.array([v is not None for v in column], np.bool_)
+            out.add(value.key, rows[given], column[given])
+        else:
+            out.add(value.key, rows, column)
     if out.want_links and layout.links:
         ids = [
             np.concatenate([_u64(table, t, 16, ">u8"), _u64(table, s, 8, ">u8")], 1) for t, s in layout.links
@@ -363,7 +390,7 @@ def _read_value(value: _Value, table: Bytes) -> NDArray[Any]:
     if value.kind == "f":
         return _u64(table, value.at, 8, "<f8")[:, 0]
     if value.kind == "b":
-        return part[:, 0] != 0
+        return np.asarray((part & np.uint8(0x7F)).any(axis=1))
     if value.kind == "i":
         number = np.zeros(len(part), np.uint64)
         for k in range(value.size):
@@ -468,9 +495,11 @@ def _place(layout: _Layout, body: bytes, number: int, wire: int, at: int, after:
     elif wire == 2 and number == 15:
         for inner, value, inner_wire in _inner(body, at, after):
             if inner == 3 and inner_wire == 0:
-                layout.status = min(_varint(body, value[0], after)[0], 255)
-    elif wire != 2 or number in (3, 11):
-        opened[:] = opened & 0x80 if wire == 0 else 0  # kinds, flags, states, events: nothing here reads them
+                layout.status = _status(_varint(body, value[0], after)[0])
+    elif wire == 0:
+        opened[:] = opened & 0x80  # kinds, flags, states, events: nothing here reads them
+    elif wire in (1, 5) or (wire == 2 and number in (3, 11)):
+        opened[:] = 0
 
 
 def _inner(body: bytes, pos: int, end: int) -> Iterable[tuple[int, tuple[int, int], int]]:
@@ -484,6 +513,12 @@ def _inner(body: bytes, pos: int, end: int) -> Iterable[tuple[int, tuple[int, in
         pos = after
 
 
+def _status(code: int) -> int:
+    """An enum's number as a byte, 255 for what no version knows (protobuf keeps the low 32 bits)."""
+    code &= 0xFFFFFFFF
+    return code if code < 255 else 255
+
+
 _KINDS = {(1, 2): "s", (2, 0): "b", (3, 0): "i", (4, 1): "f"}
 
 
@@ -493,6 +528,7 @@ def _place_attribute(layout: _Layout, body: bytes, at: int, end: int) -> None:
         if number == 1 and wire == 2:
             key = _utf8(body[a:b])
         elif number == 2 and wire == 2:
+            layout.odd |= whole is not None
             whole = (a, b)
     if whole is None or whole[0] == whole[1]:
         return  # an attribute without a value says nothing
@@ -527,7 +563,7 @@ def _decode_single(raw: bytes, row: int, offset: int, out: _Builder) -> None:
     out.parent[row] = int.from_bytes(span.parent_span_id, "big") if len(span.parent_span_id) == 8 else 0
     out.start[row] = np.uint64(span.start_time_unix_nano).astype(np.int64)
     out.end[row] = np.uint64(span.end_time_unix_nano).astype(np.int64)
-    out.status[row] = min(span.status.code, 255)
+    out.status[row] = _status(span.status.code)
     out.name[row] = out.name_code(span.name)
     for kv in span.attributes:
         if kv.value.WhichOneof("value") is not None:
