@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchlab_otel.model import FrameEnergy, Frames, Readings, Run
+from benchlab_otel.contract import FIRST_MARK
+from benchlab_otel.model import OUTCOMES, FrameEnergy, Frames, Readings, Run
+from benchlab_otel.otlp.encode import Attribute, SpanBatch, Strings, encode_request
 
 START = 1_790_000_000_000_000_000
 MS = 1_000_000
@@ -81,3 +83,32 @@ def make_energy(frames: Frames, domain: str, *, simulated: bool = False) -> Fram
         last=np.ones(len(frames), np.int64),
         simulated=simulated,
     )
+
+
+def requests(run: Run) -> list[bytes]:
+    """What a probe and a meter would have sent for the run."""
+    f = run.frames
+    attributes: dict[str, Attribute] = {
+        "pipeline.name": f.pipeline,
+        "frame.number": f.number,
+        "frame.outcome": Strings(f.outcome.astype(np.int32), list(OUTCOMES)),
+        FIRST_MARK: "ingress",
+    }
+    status = (2 * (f.outcome > 0)).astype(np.uint8)
+    batches = [SpanBatch("frame", f.trace, f.span, f.begin, f.end, status=status, attributes=attributes)]
+    for i, stage in enumerate(f.stage_names):
+        rows = f.stage == i
+        frame = f.stage_frame[rows]
+        ids = f.span[frame] + np.uint64((i + 1) << 56)
+        batch = SpanBatch(stage, f.trace[frame], ids, f.stage_begin[rows], f.stage_end[rows])
+        batch.parent, batch.attributes = f.span[frame], {"pipeline.stage": stage}
+        batches.append(batch)
+    bodies = [encode_request({"service.name": "camera"}, batches)]
+    for r in run.readings:
+        ids = r.span + np.uint64(1 << 60)
+        values = {"hw.id": r.meter, "hw.type": "power_rail", f"hw.power.{r.domain}": r.value}
+        begin, end = r.time - r.uncertainty, r.time + r.uncertainty
+        batch = SpanBatch("sample", np.ones((len(r), 2), np.uint64), ids, begin, end, attributes=values)
+        resource = {"service.name": "benchlab", "benchlab.simulated": r.simulated}
+        bodies.append(encode_request(resource, [batch]))
+    return bodies

@@ -10,18 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchlab_otel import __version__
 from benchlab_otel.archive.session import create
 from benchlab_otel.cli import COMMANDS
-from benchlab_otel.contract import FIRST_MARK
-from benchlab_otel.model import OUTCOMES, Run
-from benchlab_otel.otlp.encode import Attribute, SpanBatch, Strings, encode_request
 from benchlab_otel.timebase import anchor
 from capframex_validator import csv_problems, json_problems
-from frames_of import make_run
+from frames_of import make_run, requests
 
 PROGRAM = Path(sys.executable).with_name("benchlab-otel")
 
@@ -38,35 +34,6 @@ def run(
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     return done
-
-
-def requests(recorded: Run) -> list[bytes]:
-    """What a probe and a meter would have sent for the run."""
-    f = recorded.frames
-    attributes: dict[str, Attribute] = {
-        "pipeline.name": f.pipeline,
-        "frame.number": f.number,
-        "frame.outcome": Strings(f.outcome.astype(np.int32), list(OUTCOMES)),
-        FIRST_MARK: "ingress",
-    }
-    status = (2 * (f.outcome > 0)).astype(np.uint8)
-    batches = [SpanBatch("frame", f.trace, f.span, f.begin, f.end, status=status, attributes=attributes)]
-    for i, stage in enumerate(f.stage_names):
-        rows = f.stage == i
-        frame = f.stage_frame[rows]
-        ids = f.span[frame] + np.uint64((i + 1) << 56)
-        batch = SpanBatch(stage, f.trace[frame], ids, f.stage_begin[rows], f.stage_end[rows])
-        batch.parent, batch.attributes = f.span[frame], {"pipeline.stage": stage}
-        batches.append(batch)
-    bodies = [encode_request({"service.name": "camera"}, batches)]
-    for r in recorded.readings:
-        ids = r.span + np.uint64(1 << 60)
-        values = {"hw.id": r.meter, "hw.type": "power_rail", f"hw.power.{r.domain}": r.value}
-        begin, end = r.time - r.uncertainty, r.time + r.uncertainty
-        batch = SpanBatch("sample", np.ones((len(r), 2), np.uint64), ids, begin, end, attributes=values)
-        resource = {"service.name": "benchlab", "benchlab.simulated": r.simulated}
-        bodies.append(encode_request(resource, [batch]))
-    return bodies
 
 
 @pytest.fixture

@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchlab_otel.align.clock import Clock, to_time_base
 from benchlab_otel.align.frames import Assembly, assemble, finish
 from benchlab_otel.align.interpolate import LOOK_BACK, InFlight, frame_energy, in_flight_share
 from benchlab_otel.align.readings import Key, append, extract, since, slice_of
-from benchlab_otel.model import Float, FrameEnergy, Frames, Int, Readings, Spans
+from benchlab_otel.model import Float, FrameEnergy, Frames, Readings, Spans
 
 KEEP_NS = 60_000_000_000  # readings are kept this long: the longest frame that gets its energy
 
@@ -137,37 +136,4 @@ def part(frames: Frames, first: int, last: int) -> Frames:
         simulated=frames.simulated,
         service=frames.service,
         first_mark=frames.first_mark,
-    )
-
-
-def join_frames(blocks: list[Frames]) -> Frames:
-    """One Frames from consecutive blocks of the same pipeline, in order of their end."""
-    if len(blocks) == 1:
-        return blocks[0]
-    names: dict[str, int] = {}
-    stage: list[NDArray[np.int32]] = []
-    owner: list[Int] = []
-    base = 0
-    for block in blocks:
-        codes = np.array([names.setdefault(n, len(names)) for n in block.stage_names], np.int32)
-        stage.append(codes[block.stage] if len(block.stage) else block.stage)
-        owner.append(block.stage_frame + base)
-        base += len(block)
-    first = blocks[0]
-    return Frames(
-        pipeline=first.pipeline,
-        trace=np.concatenate([b.trace for b in blocks]),
-        span=np.concatenate([b.span for b in blocks]),
-        begin=np.concatenate([b.begin for b in blocks]),
-        end=np.concatenate([b.end for b in blocks]),
-        number=np.concatenate([b.number for b in blocks]),
-        outcome=np.concatenate([b.outcome for b in blocks]),
-        stage_frame=np.concatenate(owner),
-        stage=np.concatenate(stage).astype(np.int32),
-        stage_begin=np.concatenate([b.stage_begin for b in blocks]),
-        stage_end=np.concatenate([b.stage_end for b in blocks]),
-        stage_names=list(names),
-        simulated=any(b.simulated for b in blocks),
-        service=first.service,
-        first_mark=first.first_mark,
     )

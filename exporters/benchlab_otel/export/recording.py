@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchlab_otel.align.aligner import Aligned, Aligner, align, close, join_frames
+from benchlab_otel.align.aligner import Aligned, Aligner, align, close
 from benchlab_otel.archive.reader import read_spans
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session
 from benchlab_otel.model import FrameEnergy, Frames, Readings, Run
+
+Array = NDArray[Any]
 
 FOREVER_NS = 1 << 62
 
@@ -24,12 +28,12 @@ def load_runs(
     What could not be read is noted in `faults`. Raises OSError where a file can't be opened.
     """
     state = Aligner(keep_ns=FOREVER_NS)
-    parts: dict[tuple[str, str], list[Aligned]] = {}
+    growing: dict[tuple[str, str], _Growing] = {}
     for block in align_session(state, session, faults, progress):
-        without = replace(block, readings=[])  # else each block would keep its own copy of all of them
-        parts.setdefault((block.frames.service, block.frames.pipeline), []).append(without)
+        key = (block.frames.service, block.frames.pipeline)
+        growing.setdefault(key, _Growing(block.frames)).add(block)
     readings = list(state.readings.values())
-    return [_run(parts.pop(key), readings) for key in list(parts)]
+    return [_in_order(run.finish(readings)) for run in growing.values()]
 
 
 def align_session(
@@ -41,39 +45,78 @@ def align_session(
     yield from close(state)
 
 
-def _run(blocks: list[Aligned], readings: list[Readings]) -> Run:
-    frames = join_frames([b.frames for b in blocks])
-    energy = [_energy(blocks, series) for series in readings]
-    run = Run(frames, readings, [e for e in energy if e is not None])
-    return _in_order(run)
+class _Column:
+    """An array that grows in place: a long session is never in memory twice."""
+
+    def __init__(self, like: Array, absent: float = 0) -> None:
+        self._data = np.empty((0, *like.shape[1:]), like.dtype)
+        self._absent = absent
+        self._size = 0
+
+    def add(self, values: Array, at: int | None = None) -> None:
+        """Appends values, at a row further on if the rows before it have none."""
+        self.reach(self._size if at is None else at)
+        start = self._size
+        self.reach(start + len(values))
+        self._data[start : self._size] = values
+
+    def reach(self, size: int) -> None:
+        """Grows to `size` rows; the new ones are absent."""
+        if size > len(self._data):
+            self._data.resize((size + size // 8, *self._data.shape[1:]), refcheck=False)
+        self._data[self._size : size] = self._absent
+        self._size = max(self._size, size)
+
+    def array(self) -> Array:
+        """The rows, without the room to grow."""
+        self._data.resize((self._size, *self._data.shape[1:]), refcheck=False)
+        return self._data
 
 
-def _energy(blocks: list[Aligned], series: Readings) -> FrameEnergy | None:
-    """The frames' energy from one series, NaN in blocks that it does not reach; None if it reaches none."""
-    found = [_of(block, series) for block in blocks]
-    one = next((e for e in found if e is not None), None)
-    if one is None:
-        return None
-    sizes = [len(b.frames) for b in blocks]
-    return FrameEnergy(
-        one.meter,
-        one.domain,
-        one.method,
-        np.concatenate([e.energy if e else np.full(n, np.nan) for e, n in zip(found, sizes, strict=True)]),
-        np.concatenate(
-            [e.uncertainty if e else np.full(n, np.nan) for e, n in zip(found, sizes, strict=True)]
-        ),
-        np.concatenate([e.first if e else np.full(n, -1) for e, n in zip(found, sizes, strict=True)]),
-        np.concatenate([e.last if e else np.full(n, -1) for e, n in zip(found, sizes, strict=True)]),
-        series.simulated,
-    )
+_OF_FRAMES = ("trace", "span", "begin", "end", "number", "outcome")
+_OF_STAGES = ("stage_frame", "stage", "stage_begin", "stage_end")
+_OF_ENERGY = {"energy": np.nan, "uncertainty": np.nan, "first": -1, "last": -1}  # and what is absent
 
 
-def _of(block: Aligned, series: Readings) -> FrameEnergy | None:
-    return next(
-        (e for e in block.energy if (e.meter, e.domain) == (series.meter, series.domain)),
-        None,
-    )
+class _Growing:
+    """A run to which blocks are added."""
+
+    def __init__(self, first: Frames) -> None:
+        self._first = first
+        self._count = 0
+        self._stages: dict[str, int] = {}
+        self._frames = {name: _Column(getattr(first, name)) for name in (*_OF_FRAMES, *_OF_STAGES)}
+        self._energy: dict[tuple[str, str], tuple[FrameEnergy, dict[str, _Column]]] = {}
+        self._simulated = False
+
+    def add(self, block: Aligned) -> None:
+        frames = block.frames
+        codes = [self._stages.setdefault(name, len(self._stages)) for name in frames.stage_names]
+        for name in (*_OF_FRAMES, "stage_begin", "stage_end"):
+            self._frames[name].add(getattr(frames, name))
+        self._frames["stage"].add(np.array(codes, np.int32)[frames.stage])
+        self._frames["stage_frame"].add(frames.stage_frame + self._count)
+        for energy in block.energy:
+            columns = {name: _Column(getattr(energy, name), absent) for name, absent in _OF_ENERGY.items()}
+            _, columns = self._energy.setdefault((energy.meter, energy.domain), (energy, columns))
+            for name, column in columns.items():
+                column.add(getattr(energy, name), at=self._count)
+        self._count += len(frames)
+        self._simulated |= frames.simulated
+
+    def finish(self, readings: list[Readings]) -> Run:
+        """The run, with all readings of the session and the energies that any frame has."""
+        arrays: dict[str, Any] = {name: column.array() for name, column in self._frames.items()}
+        frames = replace(self._first, **arrays, stage_names=list(self._stages), simulated=self._simulated)
+        energies = []
+        for series in readings:
+            if (series.meter, series.domain) in self._energy:
+                one, columns = self._energy[series.meter, series.domain]
+                for column in columns.values():
+                    column.reach(self._count)
+                values: dict[str, Any] = {name: column.array() for name, column in columns.items()}
+                energies.append(replace(one, **values, simulated=series.simulated))
+        return Run(frames, readings, energies)
 
 
 def _in_order(run: Run) -> Run:

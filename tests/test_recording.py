@@ -1,0 +1,53 @@
+"""Sessions read back: the same run however its spans are spread over files and blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from benchlab_otel.align.aligner import part
+from benchlab_otel.archive.records import Fault, frame
+from benchlab_otel.archive.session import open_session
+from benchlab_otel.export.recording import load_runs
+from benchlab_otel.model import Run
+from frames_of import MS, make_run, requests
+
+
+def test_one_file_and_many_give_the_same_run(tmp_path: Path) -> None:
+    """The meter starts late and stands in the second file, as do the first frames with all stages."""
+    whole = make_run(600, dropped=tuple(range(300)))
+    meter = whole.readings[0]
+    meter.time += 5_000 * MS  # covers only the second half
+    compressor = zstandard.ZstdCompressor()
+
+    def store(path: Path, *bodies: bytes) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"".join(frame(body, compressor) for body in bodies))
+
+    thirds = [part(whole.frames, at, at + 200) for at in (0, 200, 400)]
+    pieces = [requests(Run(frames, [meter] if i == 1 else [])) for i, frames in enumerate(thirds)]
+    store(tmp_path / "one" / "a.otlp", *(body for bodies in pieces for body in bodies))
+    for i, bodies in enumerate(pieces):
+        store(tmp_path / "many" / f"{i}.otlp", *bodies)
+    faults: list[Fault] = []
+    (one,) = load_runs(open_session(str(tmp_path / "one"), tmp_path), faults)
+    (many,) = load_runs(open_session(str(tmp_path / "many"), tmp_path), faults)
+    assert faults == []
+    for run in (one, many):
+        f = run.frames
+        assert (f.end == whole.frames.end).all()
+        assert (f.number == whole.frames.number).all()
+        assert [f.stage_names[s] for s in f.stage] == [
+            whole.frames.stage_names[s] for s in whole.frames.stage
+        ]
+        assert (f.stage_end == whole.frames.stage_end).all()
+        assert (f.stage_frame == whole.frames.stage_frame).all()
+    (a,), (b,) = one.energy, many.energy
+    covered = np.isfinite(a.energy)
+    assert 0 < covered.sum() < 600
+    assert (np.isfinite(b.energy) == covered).all()
+    assert a.energy[covered] == pytest.approx(b.energy[covered], rel=1e-12)
+    assert (a.first == b.first).all()
