@@ -36,13 +36,14 @@ from benchlab_otel.otlp.encode import encode_request
 from benchlab_otel.otlp.ids import mix64, nonzero
 from benchlab_otel.probe.assemble import Assembled, Identity, Names, batches
 
+# Every release ends these records with time and ts; which fields come before them differs.
 _LINE = re.compile(
-    rb"^(\d+):(\d\d):(\d\d)\.(\d{9}) +(\d+) +\S+ +TRACE +GST_TRACER [^\n]*?:: "
-    rb"(element-latency|latency), ([^\n]*);\r?$",
+    rb"^\d+:\d\d:\d\d\.\d{9} +(\d{1,9}) +\S+ +TRACE +GST_TRACER [^\n]*?:: "
+    rb"(element-latency|latency), ([^\n]*?)time=\(guint64\)(\d{1,19}), ts=\(guint64\)(\d{1,19});\r?$",
     re.MULTILINE,
 )
 _RECORD = re.compile(rb":: (?:element-)?latency, ")
-_COLUMN = re.compile(rb"^(\d+):(\d\d):(\d\d)\.(\d{9}) +(\d+) ", re.MULTILINE)
+_COLUMN = re.compile(rb"^(\d{1,9}):(\d\d):(\d\d)\.(\d{9}) +(\d{1,9}) ", re.MULTILINE)
 _FIELD = re.compile(rb'([a-z-]+)=\(\w+\)("(?:[^"\\]|\\.)*"|[^,;]*)')
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 _LONGEST_LINE = 1 << 20
@@ -100,7 +101,8 @@ class Parser:
     garbled: int = 0
     latest: dict[int, int] = field(default_factory=dict)
     _rest: bytes = b""
-    _ids: dict[bytes, int] = field(default_factory=dict)
+    _heads: dict[tuple[bytes, bytes, bytes], tuple[int, int, int]] = field(default_factory=dict)
+    _ids: dict[tuple[int, bytes], int] = field(default_factory=dict)
     _uses: Counter[tuple[int, str]] = field(default_factory=Counter)
 
     def feed(self, data: bytes, last: bool = False) -> Records:
@@ -119,30 +121,31 @@ class Parser:
         return Records(table[:, 0].astype(np.int8), *(table[:, i] for i in range(1, 6)))
 
     def _row(self, match: re.Match[bytes]) -> tuple[int, int, int, int, int, int] | None:
-        fields = dict(_FIELD.findall(match[7]))
-        time, end = fields.get(b"time", b""), fields.get(b"ts", b"")
-        if not (time.isdigit() and end.isdigit() and len(time) < 20 and len(end) < 20):
+        pid, kind, head, time, ts = match.groups()
+        key = (pid, kind, head)
+        known = self._heads.get(key)
+        if known is None:
+            known = self._heads[key] = self._head(int(pid), kind, dict(_FIELD.findall(head)))
+        end = int(ts)
+        begin = end - int(time)
+        if known[1] < 0 or known[2] < 0 or begin < 0 or end >= _LIMIT_NS:
             return None
-        begin = int(end) - int(time)
-        if begin < 0 or int(end) >= _LIMIT_NS:
-            return None
-        process = int(match[5][:9])
-        if match[6] == b"latency":
-            who = self._code(fields, b"sink-element-id", b"sink-element", b"sink", process)
-            source = self._code(fields, b"src-element-id", b"src-element", b"src", process)
-            kind = SINK
-        else:
-            who = self._code(fields, b"element-id", b"element", b"src", process)
-            source, kind = 0, ELEMENT
-        return None if who < 0 or source < 0 else (kind, who, source, process, begin, int(end))
+        return (*known, int(pid), begin, end)
 
-    def _code(self, fields: dict[bytes, bytes], id_key: bytes, key: bytes, pad: bytes, process: int) -> int:
+    def _head(self, process: int, kind: bytes, fields: dict[bytes, bytes]) -> tuple[int, int, int]:
+        """(kind, who, source) of the records with these fields; -1 where a name is missing."""
+        if kind == b"latency":
+            sink = self._code(process, fields, b"sink-element-id", b"sink-element", b"sink")
+            return SINK, sink, self._code(process, fields, b"src-element-id", b"src-element", b"src")
+        return ELEMENT, self._code(process, fields, b"element-id", b"element", b"src"), 0
+
+    def _code(self, process: int, fields: dict[bytes, bytes], id_key: bytes, key: bytes, pad: bytes) -> int:
         """The number of an element by its id, in old releases by its name or its pad's; -1 = unknown."""
         name = fields.get(key) or fields.get(pad) or b""
-        identity = b"%d %s" % (process, fields.get(id_key) or name)
+        if not name:
+            return -1
+        identity = (process, fields.get(id_key) or name)
         if identity not in self._ids:
-            if not name:
-                return -1
             text = name.strip(b'"').decode("utf-8", "replace")
             self._uses[process, text] += 1
             if (use := self._uses[process, text]) > 1:
@@ -153,7 +156,8 @@ class Parser:
 
 def _latest(data: bytes) -> dict[int, int]:
     """The log time (ns) of the last line of each process."""
-    return {int(match[5][:9]): column_ns(match) for match in _COLUMN.finditer(data)}
+    last = {match[5]: match for match in _COLUMN.finditer(data)}
+    return {int(process): column_ns(match) for process, match in last.items()}
 
 
 def column_ns(match: re.Match[bytes]) -> int:
