@@ -89,6 +89,37 @@ def test_unknown_command_and_option_end_with_2() -> None:
     assert "--nope" in run("report", "--nope", code=2).stderr
 
 
+def ended(body: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and stderr of a command with that body."""
+    code = f"""
+import sys, types
+from benchlab_otel import cli
+def command() -> None:
+    {body}
+sys.modules["benchlab_otel.cli.broken"] = types.SimpleNamespace(command=command)
+cli.COMMANDS["broken"] = ("broken", "")
+sys.argv = ["benchlab-otel", *{arguments!r}, "broken"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def test_a_bug_says_how_to_report_it() -> None:
+    code, stderr = ended("{}['x']")
+    assert code == 1
+    assert stderr.startswith("benchlab-otel: unexpected KeyError: 'x'\nPlease report it")
+    assert "Traceback" in ended("{}['x']", "--debug")[1]
+
+
+def test_errors_of_the_machine_name_the_file() -> None:
+    assert ended("open('/nonexistent')") == (1, "benchlab-otel: /nonexistent: No such file or directory\n")
+
+
+def test_ctrl_c_ends_with_130() -> None:
+    assert ended("raise KeyboardInterrupt") == (130, "")
+
+
 # -- configuration ----------------------------------------------------------------------------
 
 

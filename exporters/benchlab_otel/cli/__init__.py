@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,9 +35,11 @@ REPORT_BUGS = "Please report it with the output of the same command with --debug
 
 def main() -> None:
     """Entry point of `benchlab-otel`."""
-    sys.excepthook = _unexpected
+    if "--debug" not in sys.argv:
+        sys.excepthook = _unexpected
     try:
-        _app(_named_command(sys.argv[1:]))()
+        # not the Typer object itself, which would put its own excepthook in place of ours
+        typer.main.get_command(_app(_named_command(sys.argv[1:])))(prog_name="benchlab-otel")
     except (UserError, Failure) as error:
         _end(str(error), error.exit_code)
     except OSError as error:
@@ -83,7 +85,7 @@ def _global_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[
+    _debug: Annotated[
         bool, typer.Option("--debug", help="Show the stack trace of an unexpected error.")
     ] = False,
 ) -> None:
@@ -91,8 +93,6 @@ def _global_options(
 
     Try it without hardware:  benchlab-otel demo
     """
-    if debug:
-        sys.excepthook = sys.__excepthook__
 
 
 def _end(message: str, code: int) -> None:
@@ -100,6 +100,6 @@ def _end(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _unexpected(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> Any:
+def _unexpected(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
     """The hook for errors that nobody foresaw: a line that says what to do, no stack trace."""
     print(f"benchlab-otel: unexpected {kind.__name__}: {error}\n{REPORT_BUGS}", file=sys.stderr)
