@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -267,17 +268,20 @@ for line in sys.stdin:
 """
 
 
-def send_to(receiver: Receiver) -> tuple[Any, dict[str, str]]:
-    """A collector's HTTP endpoint in front of `receiver`, and the environment that points to it."""
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+def send_to(receiver: Receiver, refused: str = "") -> tuple[Any, dict[str, str]]:
+    """A collector's HTTP endpoint in front of `receiver`, and the environment that points to it.
+
+    It answers requests to the path `refused` with 400.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            (receiver.traces if self.path == "/v1/traces" else receiver.metrics)(body)
-            self.send_response(200)
+            if self.path != refused:
+                (receiver.traces if self.path == "/v1/traces" else receiver.metrics)(body)
+            self.send_response(400 if self.path == refused else 200)
             self.send_header("content-length", "0")
             self.end_headers()
 
@@ -375,6 +379,23 @@ if len(sys.argv) > 1:
         assert process.wait(30) == 3
     server.shutdown()
     assert len(frames(receiver)) == 2
+
+
+def test_what_the_server_refused_is_in_the_metric() -> None:
+    receiver = Receiver()
+    server, environment = send_to(receiver, refused="/v1/traces")
+    script = """
+import sys
+from benchlab_otel import Probe
+probe = Probe("cam0", interval_s=0.02)
+for _ in range(3):
+    probe.begin().end()
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stdin=subprocess.PIPE) as process:
+        wait_for(lambda: receiver.values("pipeline.probe.lost", {"reason": "rejected"})[-1:] == [3])
+        process.communicate(timeout=60)
+    server.shutdown()
 
 
 def test_importing_the_package_stays_cheap() -> None:

@@ -320,7 +320,15 @@ class OtlpClient:
         """A forked child sends its own; its parent sends what was queued."""
         if self._spill is not None:
             self._spill.close()  # the slot stays the parent's
-        if self._closing_at is None:
+        self.lost.clear()
+        self.sent = 0
+        if self._closing_at is not None:
+            return
+        try:
+            self._start()
+        except OSError as error:
+            log.warning("OTLP client: no spill directory after a fork: %s", error)
+            self._spill_at = self._spill = None
             self._start()
 
     def _start(self) -> None:

@@ -276,7 +276,7 @@ class Probe:
         self._no_name = self._names.code("")
         self._open = assemble.columns([], self._names)
         self._started_ns = time.monotonic_ns() + self._offset_ns
-        self._told_lost = 0
+        self._told_lost: dict[str, int] = {}
         self._lost_lock = threading.Lock()
         self._flush_lock = threading.Lock()
         self._stop = threading.Event()
@@ -309,9 +309,18 @@ class Probe:
             batches = self._frame_batches(now - settle_ns, timed_out) + self._remote_batches()
             if batches:
                 self._sink.traces(encode_request(self._resource, batches))
-            if (lost := self.lost.total()) != self._told_lost:
+            lost = self._all_lost()
+            if lost != self._told_lost:
                 self._told_lost = lost
-                self._sink.metrics(encode_metrics(self._resource, self._lost_points()))
+                self._sink.metrics(encode_metrics(self._resource, self._lost_points(lost)))
+
+    def _all_lost(self) -> dict[str, int]:
+        """What was lost here and, of this probe's own client, on the way, by reason."""
+        with self._lost_lock:
+            lost = self.lost.copy()
+        if self._own_client is not None:
+            lost.update(dict(self._own_client.lost))
+        return lost
 
     def _frame_batches(self, settled_ns: int, timed_out_ns: int) -> list[SpanBatch]:
         parts = [self._open, assemble.columns(_take(self._events), self._names)]
@@ -352,10 +361,8 @@ class Probe:
         seed, self._span_seed = self._span_seed, (self._span_seed + count) & _MASK
         return nonzero(mix64(np.arange(count, dtype=np.uint64) + np.uint64(seed)))
 
-    def _lost_points(self) -> list[Point]:
+    def _lost_points(self, lost: Mapping[str, int]) -> list[Point]:
         now = time.monotonic_ns() + self._offset_ns
-        with self._lost_lock:
-            lost = dict(self.lost)
         return [
             Point(
                 metric=contract.PROBE_LOST,
