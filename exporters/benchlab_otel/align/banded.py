@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg import cho_solve_banded, cholesky_banded
+from scipy.linalg.lapack import dtbtrs
 
 from benchlab_otel.model import Float, Int
 
@@ -65,8 +66,6 @@ class Cholesky:
 
     def whiten(self, x: Float) -> Float:
         """L⁻¹ x (n,): independent with variance one where x has the covariance S."""
-        from scipy.linalg.lapack import dtbtrs
-
         solved, info = dtbtrs(self.factor, x[:, None], uplo="L")
         if info:
             raise np.linalg.LinAlgError(f"singular factor at row {info}")
@@ -114,7 +113,7 @@ def _inverse_blocks(diagonal: Float, lower: Float) -> tuple[Float, Float]:
     """Diagonal and lower blocks of the inverse of a block tridiagonal matrix."""
     count = len(diagonal)
     if count == 1:
-        return np.linalg.inv(diagonal), lower
+        return np.asarray(np.linalg.inv(diagonal), float), lower
     odd = np.arange(1, count, 2)
     left, right = lower[odd - 1], lower[odd[odd < count - 1]]  # S[i, i−1] and S[i+1, i]
     pivot = np.linalg.inv(diagonal[odd])

@@ -11,15 +11,17 @@ which keeps every energy's covariance with the readings short.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg.lapack import dtbtrs
 
 from benchlab_otel.align import banded
 from benchlab_otel.align.banded import Cholesky
 from benchlab_otel.align.design import Design, stage_sums
-from benchlab_otel.align.fit import Solved, Variances, prior, scaled, solve, timing_weights
+from benchlab_otel.align.fit import Fit, Solved, prior, scaled, solve
 from benchlab_otel.align.overlap import Sparse, cumulative, ragged
 from benchlab_otel.model import Float, Int
 
@@ -63,12 +65,13 @@ class Posterior:
         return noise
 
 
-def condition(design: Design, variances: Variances, watts: Float) -> Posterior:
-    """The posterior of all pieces, steps and errors, in time linear in the rows; `watts` (stages,) is
-    the guess that turns the uncertainty of times into that of readings."""
-    solved = solve(design, variances, watts)
-    timing = timing_weights(design, watts) if variances.timing else np.zeros(design.rows.noise.shape[1])
-    priors = prior(design, variances, timing)
+def condition(design: Design, fit: Fit, known: bool = False) -> Posterior:
+    """The posterior of all pieces, steps and errors, in time linear in the rows.
+
+    The watts are estimated anew from these rows, unless they are `known` from a longer run.
+    """
+    priors = prior(design, fit.variances, fit.watts)
+    solved = solve(design, priors, fit if known else None)
     off, steps, errors = (
         c * (m.T @ solved.alpha)
         for m, c in zip((design.parts, design.steps, design.errors), priors, strict=True)
@@ -169,7 +172,9 @@ def _variance(posterior: Posterior, wanted: Wanted, reach: list[Sparse]) -> Floa
     before = sum(
         (scaled_square(g, c) for g, c in zip(weights, posterior.priors, strict=False)), np.zeros(len(gain))
     )
-    covariance = sparse.csr_array(sum(g @ r for g, r in zip(weights, reach, strict=False)))
+    covariance = sparse.csr_array(weights[0] @ reach[0])
+    for g, r in zip(weights[1:], reach[1:], strict=False):
+        covariance = sparse.csr_array(covariance + g @ r)
     told = _told(covariance, posterior)
     left = gain - covariance @ solved.u
     variance = before - told + np.einsum("fs,st,ft->f", left, solved.covariance, left)
@@ -220,7 +225,7 @@ def _told(covariance: Sparse, posterior: Posterior) -> Float:
     return out
 
 
-def _told_long(columns: Int, values: Float, factor: Cholesky) -> float:
+def _told_long(columns: NDArray[np.integer[Any]], values: Float, factor: Cholesky) -> float:
     """|L⁻¹ k|² by forward substitution from the first entry to some rows past the last.
 
     What still later rows would tell is left out, so the variance is never too small.

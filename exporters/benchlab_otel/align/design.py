@@ -17,7 +17,15 @@ import numpy as np
 from scipy import sparse
 
 from benchlab_otel.align.banded import span
-from benchlab_otel.align.overlap import Sparse, cumulative, overlap, ragged
+from benchlab_otel.align.overlap import (
+    Sparse,
+    cumulative,
+    distinct,
+    only_columns,
+    overlap,
+    ragged,
+    used_columns,
+)
 from benchlab_otel.align.windows import Windows, rows_between
 from benchlab_otel.model import Float, Int
 
@@ -69,7 +77,7 @@ def build(rows: Windows, pieces: Pieces) -> Design:
     """The model of these rows (at least two, in order of time) and pieces (in any order)."""
     a = overlap(rows.lo, rows.hi, pieces.begin, pieces.end, rows.tau)
     active = stage_sums(a, pieces)
-    knots = np.unique(rows.hi[:-1])
+    knots = distinct(rows.hi[:-1])
     return Design(
         rows=rows,
         pieces=pieces,
@@ -114,9 +122,11 @@ def _steps(rows: Windows, knots: Float) -> Sparse:
 def part_of(design: Design, first: int, last: int) -> Design:
     """The model of rows first … last − 1 alone."""
     rows = rows_between(design.rows, first, last)
-    sources = np.unique(sparse.csr_array(design.rows.noise[first:last]).indices)
-    mine, a = _used_columns(sparse.csr_array(design.overlap[first:last]))
-    knots = np.unique(rows.hi[:-1])
+    sources = used_columns(sparse.csr_array(design.rows.noise[first:last]))
+    a = sparse.csr_array(design.overlap[first:last])
+    mine = used_columns(a)
+    a = only_columns(a, mine)
+    knots = distinct(rows.hi[:-1])
     steps = np.searchsorted(design.knots, knots)
     pieces = design.pieces
     return Design(
@@ -134,13 +144,3 @@ def part_of(design: Design, first: int, last: int) -> Design:
         step_extra=design.step_extra[steps],
         error_extra=design.error_extra[sources],
     )
-
-
-def _used_columns(matrix: Sparse) -> tuple[Int, Sparse]:
-    used = np.unique(matrix.indices)
-    renumbered = np.zeros(matrix.shape[1], np.int64)
-    renumbered[used] = np.arange(len(used))
-    kept = sparse.csr_array(
-        (matrix.data, renumbered[matrix.indices], matrix.indptr), shape=(matrix.shape[0], len(used))
-    )
-    return used.astype(np.int64), kept

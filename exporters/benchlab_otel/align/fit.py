@@ -89,7 +89,7 @@ def fit(design: Design, start: Variances | None = None, most_rows: int = 8192) -
         first = (n - most_rows) // 2
         sample = part_of(design, first, first + most_rows)
     variances, loglik = reml(sample, start)
-    solved = solve(design, variances)
+    solved = solve(design, prior(design, variances, least_squares(design)))
     return Fit(solved.watts, solved.covariance, variances, loglik)
 
 
@@ -108,8 +108,10 @@ class Solved:
     alpha: Float
 
 
-def prior(design: Design, variances: Variances, timing: Float) -> tuple[Float, Float, Float]:
-    """Prior variances of the pieces (m,), the base's steps (j,) and the readings' errors (e,)."""
+def prior(design: Design, variances: Variances, watts: Float) -> tuple[Float, Float, Float]:
+    """Prior variances of the pieces (m,), the base's steps (j,) and the readings' errors (e,); `watts`
+    (stages,) is the guess that turns the uncertainty of times into that of readings."""
+    timing = timing_weights(design, watts) if variances.timing else np.zeros(design.rows.noise.shape[1])
     return (
         variances.stage[design.pieces.stage],
         variances.walk * design.gaps + design.step_extra,
@@ -117,14 +119,18 @@ def prior(design: Design, variances: Variances, timing: Float) -> tuple[Float, F
     )
 
 
-def solve(design: Design, variances: Variances, watts: Float | None = None) -> Solved:
-    """Watts by generalised least squares given the variances."""
-    guess = least_squares(design) if watts is None else watts
-    timing = timing_weights(design, guess) if variances.timing else np.zeros(design.rows.noise.shape[1])
-    blocks = zip((design.parts, design.steps, design.errors), prior(design, variances, timing), strict=True)
+def solve(design: Design, priors: tuple[Float, Float, Float], known: Fit | None = None) -> Solved:
+    """Watts by generalised least squares given the prior variances; with `known` its watts are taken
+    and their covariance believed (a short stretch of a longer run)."""
+    blocks = zip((design.parts, design.steps, design.errors), priors, strict=True)
     root = sparse.csr_array(sparse.hstack([scaled(m, np.sqrt(c)) for m, c in blocks], format="csr"))
     band = banded.band_of(sparse.csr_array(root @ root.T), design.bandwidth)
-    return _gls(band, design)
+    if known is None:
+        return _gls(band, design)
+    factor = Cholesky.of(band)
+    both = factor.solve(np.column_stack([design.contrast, design.difference]))
+    u, y = both[:, :-1], both[:, -1]
+    return Solved(band, factor, u, known.watts, known.covariance, y - u @ known.watts)
 
 
 def scaled(matrix: Sparse, columns: Float) -> Sparse:
@@ -138,14 +144,14 @@ def _gls(band: Float, design: Design) -> Solved:
     factor = Cholesky.of(band)
     both = factor.solve(np.column_stack([design.contrast, design.difference]))
     u, y = both[:, :-1], both[:, -1]
-    covariance = np.linalg.inv(design.contrast.T @ u)
+    covariance: Float = np.asarray(np.linalg.inv(design.contrast.T @ u), float)
     watts = covariance @ (u.T @ design.difference)
     return Solved(band, factor, u, watts, covariance, y - u @ watts)
 
 
 def least_squares(design: Design) -> Float:
     """Watts by ordinary least squares of the differences: where the search starts."""
-    return np.linalg.lstsq(design.contrast, design.difference, rcond=None)[0]
+    return np.asarray(np.linalg.lstsq(design.contrast, design.difference, rcond=None)[0], float)
 
 
 # -- REML ---------------------------------------------------------------------------------------
@@ -206,6 +212,8 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
     usual = np.maximum(np.abs(watts), 0.05 * float(np.mean(np.abs(design.rows.value))))
     theta = bounded(theta)
     here, gradient, information = likelihood(theta, derivatives=True)
+    if not np.isfinite(here):
+        raise np.linalg.LinAlgError("the stages' activity in the readings is linearly dependent")
     damping = 1e-3
     for _ in range(_ROUNDS):
         proposal = bounded(
@@ -257,7 +265,9 @@ def _step(theta: Float, lower: Float, gradient: Float, information: Float, dampi
     return step * min(1.0, _LONGEST / longest) if longest else step
 
 
-def _likelihood(bands: Float, known: Float, theta: Float, design: Design, derivatives: bool) -> tuple[float, Float, Float]:
+def _likelihood(
+    bands: Float, known: Float, theta: Float, design: Design, derivatives: bool
+) -> tuple[float, Float, Float]:
     """Restricted log-likelihood, its gradient and average information, both in log θ."""
     band = np.tensordot(theta, bands, axes=1) + known
     none = np.zeros(0)

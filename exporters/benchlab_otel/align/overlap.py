@@ -24,6 +24,28 @@ def ragged(first: Int, last: Int) -> tuple[Int, Int]:
     return owner, np.arange(len(owner)) + (first - start)[owner]
 
 
+def distinct(values: Float) -> Float:
+    """The values ascending, each once; quick where they are nearly sorted."""
+    ascending = np.sort(values, kind="stable")
+    return ascending[np.append(True, np.diff(ascending) > 0)] if len(ascending) else ascending
+
+
+def used_columns(matrix: Sparse) -> Int:
+    """The columns (ascending) that have entries."""
+    used = np.zeros(matrix.shape[1], bool)
+    used[matrix.indices] = True
+    return np.flatnonzero(used)
+
+
+def only_columns(matrix: Sparse, used: Int) -> Sparse:
+    """The matrix with the columns `used` (ascending, all that have entries) alone."""
+    renumbered = np.zeros(matrix.shape[1], np.int64)
+    renumbered[used] = np.arange(len(used))
+    return sparse.csr_array(
+        (matrix.data, renumbered[matrix.indices], matrix.indptr), shape=(matrix.shape[0], len(used))
+    )
+
+
 def join(lo: Float, hi: Float, begin: Float, end: Float) -> tuple[Int, Int]:
     """All pairs (window, piece) that share time: windows [lo, hi) (n,), pieces [begin, end) (m,).
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchlab_otel.align.design import Design, Pieces
 from benchlab_otel.align.fit import Fit, Variances, fit
+from benchlab_otel.align.overlap import used_columns
 from benchlab_otel.model import Float, Int
 
 _HOPELESS = 30.0  # times as much data as there is: more than that is a matter of structure
@@ -34,7 +35,7 @@ def resolve(
     """Fits, and merges stages until all that is left can be told apart (or needs more data only)."""
     stages = design.pieces.stages
     column, reason = np.arange(stages), [""] * stages
-    seen = np.bincount(design.pieces.stage[np.unique(design.overlap.indices)], minlength=stages) > 0
+    seen = np.bincount(design.pieces.stage[used_columns(design.overlap)], minlength=stages) > 0
     for s in np.flatnonzero(~seen):
         column[s], reason[s] = BASE, "never active while the meter was read"
     while True:

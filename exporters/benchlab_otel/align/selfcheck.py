@@ -17,7 +17,7 @@ from benchlab_otel.align.design import Design
 from benchlab_otel.align.fit import Solved
 from benchlab_otel.model import Float
 
-_NORMAL_95 = 1.959964
+NORMAL_95 = 1.959964
 
 
 @dataclass(slots=True)
@@ -64,11 +64,11 @@ def check(
     variance = float(np.mean(centred**2)) or 1.0
     tails = kurtosis(whitened)
     correlation = float(np.mean(centred[1:] * centred[:-1])) / variance if n > 1 else 0.0
-    widened = max(1.0, float(np.quantile(scaled, 0.95)) / _NORMAL_95)
+    widened = max(1.0, float(np.quantile(scaled, 0.95)) / NORMAL_95)
     return SelfCheck(
         error=float(np.mean(np.abs(miss))) / size,
         error_no_stages=float(np.mean(np.abs(without))) / size,
-        coverage=float(np.mean(scaled <= _NORMAL_95)),
+        coverage=float(np.mean(scaled <= NORMAL_95)),
         tails=tails,
         correlation=correlation,
         widened=widened,

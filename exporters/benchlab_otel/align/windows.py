@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from benchlab_otel.align.counters import Clean
-from benchlab_otel.align.overlap import Sparse, value_at
+from benchlab_otel.align.overlap import Sparse, only_columns, used_columns, value_at
 from benchlab_otel.model import Float, Int
 
 
@@ -71,10 +71,12 @@ def windows(readings: Clean, kernel: Kernel) -> Windows:
     at = readings.time - kernel.lag_s
     n = len(at)
     if readings.kind == "power" and kernel.tau == 0.0:
-        half = np.maximum(readings.uncertainty, 1e-9) if kernel.width_s == 0.0 else np.zeros(n)
+        # an uncertain time smears the window: a boxcar of the same mean and variance
+        width = np.maximum(np.hypot(kernel.width_s, 2 * readings.uncertainty), 2e-9)
+        middle = at - kernel.width_s / 2
         return Windows(
-            lo=at - kernel.width_s - half,
-            hi=at + half,
+            lo=middle - width / 2,
+            hi=middle + width / 2,
             value=readings.value,
             tau=0.0,
             noise=sparse.csr_array(sparse.eye_array(n)),
@@ -133,16 +135,13 @@ def edge_gain(rows: Windows, power: tuple[Float, Float], base: float) -> Float:
 def rows_between(rows: Windows, first: int, last: int) -> Windows:
     """Rows first … last − 1 alone, with the readings that they came from."""
     noise = sparse.csr_array(rows.noise[first:last])
-    used = np.unique(noise.indices)
-    compact = sparse.csr_array(
-        (noise.data, np.searchsorted(used, noise.indices), noise.indptr), shape=(last - first, len(used))
-    )
+    used = used_columns(noise)
     return Windows(
         lo=rows.lo[first:last],
         hi=rows.hi[first:last],
         value=rows.value[first:last],
         tau=rows.tau,
-        noise=compact,
+        noise=only_columns(noise, used),
         row=rows.row[first:last],
         kernel=rows.kernel,
         counter=rows.counter,

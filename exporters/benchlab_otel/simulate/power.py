@@ -337,8 +337,8 @@ def _lowpass(truth: Truth, tau: float, at: Float) -> Float:
     decay = np.exp(-np.diff(truth.edges) / tau)
     state = np.empty(len(truth.edges))
     state[0] = truth.level[0]
-    for k, (level, d) in enumerate(zip(truth.level, decay, strict=True)):
-        state[k + 1] = level + (state[k] - level) * d
+    for i, (level, d) in enumerate(zip(truth.level, decay, strict=True)):
+        state[i + 1] = level + (state[i] - level) * d
     k = np.clip(np.searchsorted(truth.edges, at, "right") - 1, 0, len(truth.level) - 1)
     settled: Float = truth.level[k] + (state[k] - truth.level[k]) * np.exp(-(at - truth.edges[k]) / tau)
     return settled

@@ -1,0 +1,206 @@
+"""One stretch of readings: fitted, conditioned, and added to the sums by frame and stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import sparse
+
+from benchlab_otel.align import selfcheck
+from benchlab_otel.align.condition import Posterior, Wanted, Weight, condition, energies, mean_of
+from benchlab_otel.align.conserve import Entry, Shares, entry
+from benchlab_otel.align.design import Design, Pieces, build
+from benchlab_otel.align.fit import Fit, Variances, fit, prior, solve
+from benchlab_otel.align.overlap import seconds_in
+from benchlab_otel.align.resolve import BASE, Resolution, regrouped, resolve
+from benchlab_otel.align.selfcheck import SelfCheck
+from benchlab_otel.align.tails import with_shocks
+from benchlab_otel.align.windows import Windows
+from benchlab_otel.align.work import Work
+from benchlab_otel.model import Bool, Float, Int
+
+_LONG_PIECE = 16.0  # periods; a longer piece is cut into parts with powers of their own
+_SHOCK_ROUNDS = 8
+_PLAIN_ROWS = 2048  # rows that the model without stages is fitted on
+
+Core = tuple[float, float]
+
+
+@dataclass(slots=True)
+class StageSum:
+    """What the blocks say of one stage or group: Σ seconds · W and its variance, Σ joules and theirs."""
+
+    seconds: float = 0.0
+    watts: float = 0.0
+    variance: float = 0.0
+    spread: float = 0.0
+    joules: float = 0.0
+    joules_variance: float = 0.0
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Sums:
+    """Energies (J) and their standard deviations by frame (own, shared, in flight: (3, n)) and by stage
+    row (m,); `usable` (m,) is False where a stage can't be resolved."""
+
+    work: Work
+    shares: Shares
+    frame: Float = field(init=False)
+    frame_sd: Float = field(init=False)
+    stage: Float = field(init=False)
+    stage_sd: Float = field(init=False)
+    usable: Bool = field(init=False)
+    first: Int = field(init=False)
+    last: Int = field(init=False)
+    stages: dict[tuple[int, ...], StageSum] = field(default_factory=dict)
+    base: list[tuple[float, float, float]] = field(default_factory=list)
+    checks: list[tuple[int, SelfCheck]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        n, m = len(self.work.begin), len(self.work.frame)
+        self.frame, self.frame_sd = np.zeros((3, n)), np.zeros((3, n))
+        self.stage, self.stage_sd = np.zeros(m), np.zeros(m)
+        self.usable = np.ones(m, bool)
+        self.first, self.last = np.full(n, -1, np.int64), np.full(n, -1, np.int64)
+
+
+@dataclass(slots=True)
+class Block:
+    """A fitted block: its posterior, `owner` (pieces,) the stage row of each piece, and what was found."""
+
+    posterior: Posterior
+    owner: Int
+    fit: Fit
+    resolution: Resolution
+    check: SelfCheck
+
+
+def fitted_block(work: Work, rows: Windows, start: Variances | None, fit_rows: int) -> Block:
+    """Fits the rows with all the work that they see, sets shocks free, and checks itself."""
+    full, owner = design_of(work, rows)
+    design, found, resolution = resolve(full, [stage for _, stage in work.names], start, fit_rows)
+    posterior = condition(design, found)
+    if selfcheck.heavy_tails(posterior.solved, design):
+        for _ in range(_SHOCK_ROUNDS):
+            freed = with_shocks(posterior)
+            if freed is None:
+                break
+            found = fit(freed, found.variances, fit_rows)
+            posterior = condition(freed, found)
+    kept = resolution.column[work.stage[owner]] != BASE
+    return Block(posterior, owner[kept], found, resolution, _check(posterior))
+
+
+def design_of(work: Work, rows: Windows) -> tuple[Design, Int]:
+    """The model of the rows with all pieces that they see, and the stage row (pieces,) of each."""
+    span = (float(rows.lo.min()), float(rows.hi.max()))
+    near = np.flatnonzero((work.piece_begin < span[1]) & (work.piece_end > span[0]))
+    owner, begin, end = _cut(work.piece_begin[near], work.piece_end[near], _LONG_PIECE * rows.period, span)
+    owner = near[owner]
+    return build(rows, Pieces(begin, end, work.stage[owner], len(work.names))), owner
+
+
+def _cut(begin: Float, end: Float, longest: float, span: Core) -> tuple[Int, Float, Float]:
+    """Pieces clipped to the span and cut into equal parts of at most `longest` s: (owner, begin, end)."""
+    begin, end = np.clip(begin, *span), np.clip(end, *span)
+    parts = np.maximum(np.ceil((end - begin) / longest), 1).astype(np.int64)
+    owner = np.repeat(np.arange(len(begin)), parts)
+    k = np.arange(len(owner)) - (np.cumsum(parts) - parts)[owner]
+    step = ((end - begin) / parts)[owner]
+    final = np.where(k == parts[owner] - 1, end[owner], begin[owner] + (k + 1) * step)
+    return owner, begin[owner] + k * step, final
+
+
+def _check(posterior: Posterior) -> SelfCheck:
+    """The self-check, against the same model without stages."""
+    design = posterior.design
+    bare = regrouped(design, np.full(design.pieces.stages, BASE), 0)
+    plain = fit(bare, None, _PLAIN_ROWS)
+    without = solve(bare, prior(bare, plain.variances, plain.watts))
+    return selfcheck.check(
+        posterior.solved,
+        posterior.inverse,
+        (without, selfcheck.narrow_inverse(without)),
+        design.rows.value,
+        selfcheck.whitened_residuals(posterior.solved, design),
+    )
+
+
+def add_block(sums: Sums, block: Block, core: Core) -> None:
+    """Adds all that the block says of the time `core`."""
+    widened = block.check.widened
+    add_energies(sums, block.posterior, block.owner, core, widened)
+    _add_stages(sums, block, core)
+    sums.entries.append(entry(block.posterior, sums.shares, core))
+    sums.checks.append((len(block.posterior.design.rows), block.check))
+    value, variance = mean_of(block.posterior, np.zeros(len(block.owner)), 1.0)
+    sums.base.append((core[1] - core[0], value, variance * widened**2))
+
+
+def add_energies(sums: Sums, posterior: Posterior, owner: Int, core: Core, widened: float = 1.0) -> None:
+    """Adds the part of each frame's and stage row's energy that lies within the core."""
+    work, pieces = sums.work, posterior.design.pieces
+    frames = np.flatnonzero((work.end >= core[0]) & (work.begin < core[1]))
+    lo, hi = np.clip(work.begin[frames], *core), np.clip(work.end[frames], *core)
+    position = np.full(len(work.begin), -1)
+    position[frames] = np.arange(len(frames))
+    inside = np.clip(pieces.end, *core) - np.clip(pieces.begin, *core)
+    columns = np.flatnonzero(position[work.frame[owner]] >= 0)
+    own = sparse.csr_array(
+        (inside[columns], (position[work.frame[owner[columns]]], columns)), shape=(len(frames), len(owner))
+    )
+    wanted = [Wanted(own), Wanted(own, lo, hi, sums.shares.split)]
+    if not sums.shares.alone:
+        wanted.append(Wanted(seconds_in(lo, hi, pieces.begin, pieces.end), lo, hi, Weight()))
+    for k, want in enumerate(wanted):
+        mean, variance = energies(posterior, want)
+        sums.frame[k, frames] += mean
+        sums.frame_sd[k, frames] += widened * np.sqrt(variance)
+    if sums.shares.alone:  # then nothing else is in flight with a frame
+        sums.frame[2, frames], sums.frame_sd[2, frames] = sums.frame[1, frames], sums.frame_sd[1, frames]
+
+    new = np.diff(owner, prepend=-1) != 0  # parts of one row are neighbours
+    touched, row = owner[new], np.cumsum(new) - 1
+    each = sparse.csr_array((inside, (row, np.arange(len(owner)))), shape=(len(touched), len(owner)))
+    mean, variance = energies(posterior, Wanted(each))
+    sums.stage[touched] += mean
+    sums.stage_sd[touched] += widened * np.sqrt(variance)
+    _note_rows(sums, posterior.design.rows, frames)
+
+
+def _note_rows(sums: Sums, rows: Windows, frames: Int) -> None:
+    """Which readings each frame's figures came from: those whose windows touch it, or the nearest."""
+    last = len(rows) - 1
+    first = np.minimum(np.searchsorted(rows.hi, sums.work.begin[frames], "right"), last)
+    final = np.clip(np.searchsorted(rows.hi, sums.work.end[frames], "left"), first, last)
+    old = sums.first[frames]
+    sums.first[frames] = np.where(old < 0, rows.row[first], old)
+    sums.last[frames] = rows.row[final]
+
+
+def _add_stages(sums: Sums, block: Block, core: Core) -> None:
+    """Adds the block's watts and joules of each stage, and why some have none."""
+    work, posterior, column = sums.work, block.posterior, block.resolution.column
+    pieces, reason, widened = posterior.design.pieces, block.resolution.reason, block.check.widened
+    inside = np.clip(pieces.end, *core) - np.clip(pieces.begin, *core)
+    for c in range(pieces.stages):
+        group = tuple(np.flatnonzero(column == c).tolist())
+        seconds = np.where(pieces.stage == c, inside, 0.0)
+        active = float(seconds.sum())
+        joules, variance = mean_of(posterior, seconds)
+        s = sums.stages.setdefault(group, StageSum())
+        s.seconds += active
+        s.watts += active * float(block.fit.watts[c])
+        s.variance += active**2 * float(block.fit.covariance[c, c]) * widened**2
+        s.spread += active * float(np.sqrt(block.fit.variances.stage[c]))
+        s.joules += joules
+        s.joules_variance += variance * widened**2
+        s.reason = s.reason or reason[group[0]]
+    for stage in np.flatnonzero(column == BASE):
+        sums.stages.setdefault((int(stage),), StageSum()).reason = reason[stage]
+    blind = np.array([bool(r) for r in reason], bool)
+    within = (work.piece_end > core[0]) & (work.piece_begin < core[1])
+    sums.usable[within] &= ~blind[work.stage[within]]

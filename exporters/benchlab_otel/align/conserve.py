@@ -1,0 +1,158 @@
+"""The conservation law: shares of all frames + idle = measured energy.
+
+A frame's share is its stages above base plus the base split evenly, at each instant, over the
+frames in flight; idle is the base while none is. Both are integrals of the same posterior, so they
+add up to it exactly. With the base's level unknown the readings' residuals sum to zero (as those of
+any regression with a constant), so for a meter whose windows tile time that posterior is the
+measured energy itself, to rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchlab_otel.align.condition import Posterior, Weight, base_integral, mean_of
+from benchlab_otel.align.windows import Windows, tile
+from benchlab_otel.model import Bool, Float
+
+_GAP = 3.0  # periods without a reading that make a gap
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Where the energy (J) went: measured = shares + idle + residual.
+
+    `exact`: the meter covers all time, `measured` is Σ value · window and the residual is what the
+    model puts down to the meter's noise. Otherwise `measured` is the plain integral of the readings,
+    an estimate too, and the residual is by how much it is off. Either is expected within
+    ± `residual_uncertainty` (95 %): of zero if exact, else of the residual given.
+    """
+
+    measured: float
+    shares: float
+    idle: float
+    residual: float
+    residual_uncertainty: float
+    exact: bool
+
+
+@dataclass(slots=True)
+class Entry:
+    """One block's sums (J) for the ledger; `variance` (J²) of the residual."""
+
+    measured: float
+    shares: float
+    idle: float
+    variance: float
+
+
+@dataclass(slots=True)
+class Shares:
+    """Measures of time: `split` by which frames in flight share the base, `covered` the seconds that the
+    meter saw, `busy` those of them with a frame in flight; `alone`: frames never overlap."""
+
+    split: Weight
+    covered: Weight
+    busy: Weight
+    alone: bool
+
+
+def shares_of(begin: Float, end: Float, rows: Windows) -> Shares:
+    """The measures of time of frames `begin` to `end` (n,) s under these rows."""
+    first, last = np.sort(begin, kind="stable"), np.sort(end, kind="stable")
+    split, covered = even_split(begin, end), covered_seconds(rows)
+    return Shares(split, covered, _both(_in_flight(split), covered), bool(np.all(first[1:] >= last[:-1])))
+
+
+def even_split(begin: Float, end: Float) -> Weight:
+    """Seconds divided by the number of frames in flight, 0 while there is none."""
+    times = np.concatenate([begin, end])
+    order = np.argsort(times, kind="stable")
+    times = times[order]
+    active = np.cumsum(np.repeat([1, -1], len(begin))[order])[:-1]
+    share = np.where(active > 0, 1.0 / np.maximum(active, 1), 0.0)
+    return _weight(times, share)
+
+
+def covered_seconds(rows: Windows) -> Weight:
+    """Seconds that the meter saw: the windows where they tile, else all but the gaps between them."""
+    reach = np.maximum.accumulate(rows.hi)
+    longest = 1e-9 if tile(rows) else _GAP * rows.period
+    new = np.append(True, rows.lo[1:] - reach[:-1] > longest)
+    begin, end = rows.lo[new], reach[np.append(np.flatnonzero(new)[1:] - 1, len(rows) - 1)]
+    share = np.ones(2 * len(begin) - 1)
+    share[1::2] = 0.0
+    return _weight(np.column_stack([begin, end]).ravel(), share)
+
+
+def is_covered(rows: Windows, begin: Float, end: Float) -> Bool:
+    """Whether each frame lies between the first and the last window and touches no gap."""
+    reach = np.maximum.accumulate(rows.hi)
+    gap = np.flatnonzero(rows.lo[1:] - reach[:-1] > _GAP * rows.period)
+    inside: Bool = (begin >= rows.lo[0] - 1e-9) & (end <= reach[-1] + 1e-9)
+    if len(gap):
+        passed = np.searchsorted(rows.lo[gap + 1], begin, "right")
+        inside &= np.searchsorted(reach[gap], end, "left") <= passed
+    return inside
+
+
+def entry(posterior: Posterior, shares: Shares, core: tuple[float, float]) -> Entry:
+    """The ledger's sums for the rows of one block, whose time is `core`."""
+    design = posterior.design
+    rows, pieces = design.rows, design.pieces
+    begin, end = np.clip(pieces.begin, *core), np.clip(pieces.end, *core)
+    lo, hi = np.array(core[:1]), np.array(core[1:])
+    own = float(posterior.watts @ (shares.covered(end) - shares.covered(begin)))
+    in_flight = float(base_integral(posterior, lo, hi, shares.busy)[0])
+    base = float(base_integral(posterior, lo, hi, shares.covered)[0])
+    width = rows.hi - rows.lo
+    if tile(rows):
+        measured = float(rows.value @ width)
+        variance = float((rows.noise.T @ width) ** 2 @ posterior.priors[2])
+    else:
+        measured = _plain_integral(rows, core)
+        variance = mean_of(posterior, end - begin, core[1] - core[0])[1]
+    return Entry(measured, own + in_flight, base - in_flight, variance)
+
+
+def ledger(entries: list[Entry], exact: bool) -> Ledger:
+    """The sum of all blocks."""
+    measured, shares, idle, variance = (
+        sum(getattr(e, name) for e in entries) for name in ("measured", "shares", "idle", "variance")
+    )
+    half = 1.959964 * float(np.sqrt(variance))
+    return Ledger(measured, shares, idle, measured - shares - idle, half, exact)
+
+
+def _plain_integral(rows: Windows, core: tuple[float, float]) -> float:
+    """The readings as straight lines between the middles of their windows, level at both ends."""
+    middle = (rows.lo + rows.hi) / 2
+    ends = (middle[0] - core[0]) * rows.value[0] + (core[1] - middle[-1]) * rows.value[-1]
+    return float(np.sum(np.diff(middle) * (rows.value[1:] + rows.value[:-1])) / 2 + ends)
+
+
+def _weight(times: Float, share: Float) -> Weight:
+    return Weight(times, np.append(0.0, np.cumsum(share * np.diff(times)))) if len(times) else _never()
+
+
+def _never() -> Weight:
+    return Weight(np.zeros(1), np.zeros(1))
+
+
+def _in_flight(split: Weight) -> Weight:
+    """Seconds with a frame in flight."""
+    if split.times is None or split.upto is None:
+        return _never()
+    return _weight(split.times, (np.diff(split.upto) > 0).astype(float))
+
+
+def _both(a: Weight, b: Weight) -> Weight:
+    """Seconds that count in both of two measures that are 0 or 1 at each instant."""
+    if a.times is None or b.times is None:
+        return _never()
+    times = np.sort(np.concatenate([a.times, b.times]), kind="stable")
+    half = 0.5 * np.diff(times)
+    share = (np.diff(a(times)) > half) & (np.diff(b(times)) > half)
+    return _weight(times, share.astype(float))
