@@ -67,7 +67,8 @@ def stage_time(frames: Frames, stage: str) -> tuple[Float, Bool]:
     spent = (frames.stage_end[rows] - frames.stage_begin[rows]) / 1e9
     present = np.zeros(len(frames), np.bool_)
     present[frame] = True
-    return np.bincount(frame, weights=spent, minlength=len(frames)), present
+    seconds: Float = np.bincount(frame, spent, minlength=len(frames)).astype(np.float64)
+    return seconds, present
 
 
 def _extreme(frames: Frames, stage: str, times: Int, first: bool) -> tuple[Int, Bool]:
