@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -23,10 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-import zstandard
-
 from benchlab_otel import __version__
-from benchlab_otel.archive.records import frame
+from benchlab_otel.archive.records import compressor, frame
 from benchlab_otel.timebase import Anchor
 
 log = logging.getLogger(__name__)
@@ -79,7 +78,8 @@ class SessionWriter:
     """Appends requests to a session folder; flushed every second, so kill -9 costs at most that.
 
     Safe to call from several threads. A full disk never damages what was written before: the file
-    is cut back to its last whole record, what did not fit is counted in `lost`, and `error` says so.
+    is cut back to its last whole record, what did not fit is counted in `lost`, and `error` says so
+    until writing works again.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -114,10 +114,10 @@ class SessionWriter:
     def flush(self) -> None:
         """Hands everything to the operating system."""
         for file in self._files.values():
-            problem = file.flush()
-            if problem and problem != self.error:
-                self.error = problem
-                log.error("%s", problem)
+            file.flush()
+        before, self.error = self.error, next((f.error for f in self._files.values() if f.error), None)
+        if self.error and not before:
+            log.error("%s", self.error)
 
     def close(self) -> None:
         """Writes what is left and the manifest's end; the session is then no longer running."""
@@ -136,6 +136,11 @@ class SessionWriter:
             log.error("%s: the manifest could not be finished: %s", self.path, error.strerror)
         self._lock_file.close()
 
+    def discard(self) -> None:
+        """Closes a session that never began and removes its folder."""
+        self.close()
+        shutil.rmtree(self.path)
+
     def _run(self) -> None:
         while not self._closed.wait(FLUSH_SECONDS):
             self.flush()
@@ -152,36 +157,42 @@ class _Appender:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lost = 0
+        self.error: str | None = None  # why the last write failed
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._good = 0
         self._pending: list[bytes] = []
-        self._compressor = zstandard.ZstdCompressor(level=1)
+        self._compressor = compressor()
         self._mutex = threading.Lock()
+        self._writing = threading.Lock()  # a slow disk keeps nobody from appending
 
     def append(self, body: bytes) -> None:
         with self._mutex:
             self._pending.append(frame(body, self._compressor))
 
-    def flush(self) -> str | None:
-        """Writes what is pending; returns what went wrong, in words."""
-        with self._mutex:
-            pending, self._pending = self._pending, []
-            if not pending:
-                return None
-            data = b"".join(pending)
-            written = 0
-            try:
-                while written < len(data):
-                    written += os.write(self._fd, data[written:])
-            except OSError as error:
-                os.ftruncate(self._fd, self._good)
-                self.lost += len(pending)
-                return (
-                    f"{self.path}: {error.strerror}: {len(pending)} records could not be written; "
-                    f"everything before them is safe. Free space or choose another session.data_dir."
-                )
-            self._good += written
-            return None
+    def flush(self) -> None:
+        """Writes what is pending, or counts it as lost and says why in `error`."""
+        with self._writing:
+            with self._mutex:
+                pending, self._pending = self._pending, []
+            if pending:
+                self._write(pending)
+
+    def _write(self, pending: list[bytes]) -> None:
+        data = memoryview(b"".join(pending))
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._fd, data[written:])
+        except OSError as error:
+            os.ftruncate(self._fd, self._good)
+            self.lost += len(pending)
+            self.error = (
+                f"{self.path}: {error.strerror}: {self.lost} records could not be written; "
+                "everything before them is safe. Free space or choose another session.data_dir."
+            )
+            return
+        self._good += written
+        self.error = None
 
     def close(self) -> None:
         os.close(self._fd)
@@ -199,7 +210,7 @@ def create(
 ) -> SessionWriter:
     """Starts a session below `data_dir`. Raises OSError where the folder can't be made."""
     now = datetime.now(UTC)
-    chosen = session_id or new_id(now)
+    chosen = new_id(now) if session_id is None else session_id
     if not SESSION_ID.match(chosen):
         raise ValueError(f"session id {chosen!r}: letters, digits, '.', '_' and '-' only")
     manifest = Manifest(
@@ -232,9 +243,10 @@ def open_session(reference: str, data_dir: Path) -> Session:
         matches = [reference]
     if len(matches) == 1:
         return _at(data_dir / "sessions" / matches[0])
+    if matches:
+        raise SessionNotFound(f"{reference}: several sessions fit: {', '.join(matches[-10:])}")
     known = ", ".join(ids[-5:]) or "none yet"
-    problem = "several sessions fit" if matches else "no such session"
-    raise SessionNotFound(f"{reference}: {problem} in {data_dir / 'sessions'} (newest: {known})")
+    raise SessionNotFound(f"{reference}: no such session in {data_dir / 'sessions'} (newest: {known})")
 
 
 def session_ids(data_dir: Path) -> list[str]:

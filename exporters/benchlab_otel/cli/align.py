@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import zstandard
 
 from benchlab_otel.align.aligner import Aligner
 from benchlab_otel.align.energy_spans import encode_energy
-from benchlab_otel.archive.records import Fault, frame
+from benchlab_otel.archive.records import Fault, compressor, frame
 from benchlab_otel.archive.session import Session
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
@@ -54,7 +53,7 @@ def command(
     faults: list[Fault] = []
     state = Aligner(lateness_ns=int(settings.align.lateness_s * 1e9))
     resource = resource_of({"service.name": "benchlab-otel"})
-    compressor = zstandard.ZstdCompressor(level=1)
+    pack = compressor()
     count = covered = 0
     size = sum(path.stat().st_size for path in paths)
     with replacing(out) as file, progress("Aligning", size) as advance:
@@ -62,7 +61,7 @@ def command(
             count += len(aligned.frames)
             body = encode_energy(aligned, resource)
             if body:
-                file.write(frame(body, compressor))
+                file.write(frame(body, pack))
                 covered += len(aligned.frames)
     for fault in faults:
         print(f"benchlab-otel: {fault}", file=sys.stderr)

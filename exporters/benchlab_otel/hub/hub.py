@@ -78,6 +78,7 @@ class Hub:
         self._room = queued_spans
         self._counts: Counter[tuple[contract.Metric, tuple[str, ...]]] = Counter()
         self._lock = threading.Lock()
+        self._order = threading.Lock()  # live and archived order are one, so both align to the same figures
         self._worker = threading.Thread(target=self._hand_on, name="hub-live", daemon=True)
         self._worker.start()
 
@@ -91,14 +92,15 @@ class Hub:
         except ValueError:
             self._count(contract.HUB_REJECTED, "traces", "garbled")
             raise
-        self._archive.traces(body)
         valid = _valid(spans)
         invalid = len(spans) - int(valid.sum())
         if invalid:
             spans = take(spans, np.flatnonzero(valid))
             self._count(contract.HUB_REJECTED, "traces", "invalid_id", by=invalid)
         self._count(contract.HUB_SPANS, by=len(spans))
-        self._queue_up(spans)
+        with self._order:
+            self._archive.traces(body)
+            self._queue_up(spans)
         if invalid:
             return Rejected(invalid, f"{invalid} spans without a valid trace and span id")
         return self._archive_warning()

@@ -136,12 +136,12 @@ class _Found:
 def _find_spans(body: bytes) -> _Found:
     found = _Found()
     codes: dict[bytes, int] = {}
-    for number, start, end in _fields(body, 0, len(body)):
+    for number, start, end in fields(body, 0, len(body)):
         if number != 1:
             continue
         raw = b""
         before = len(found.offsets)
-        for inner, inner_start, inner_end in _fields(body, start, end):
+        for inner, inner_start, inner_end in fields(body, start, end):
             if inner == 1:
                 raw += body[inner_start:inner_end]  # a message given twice is merged
             elif inner == 2:
@@ -162,11 +162,11 @@ def _find_in_scope(body: bytes, pos: int, end: int, found: _Found) -> None:
     offsets, lengths = found.offsets, found.lengths
     previous, repeats = -1, 0
     while pos < end:
-        tag, start = (0x12, pos + 1) if body[pos] == 0x12 else _varint(body, pos, end)
+        tag, start = (0x12, pos + 1) if body[pos] == 0x12 else varint(body, pos, end)
         if tag != 0x12:
             pos = _skip(body, pos, end)
             continue
-        length, start = _varint(body, start, end)
+        length, start = varint(body, start, end)
         if length > end - start:
             raise ValueError(
                 f"garbled OTLP: span at byte {pos} claims {length} bytes, {end - start} are left"
@@ -195,14 +195,14 @@ def _equal_headers(body: bytes, pos: int, end: int, head: bytes, stride: int) ->
     return first if differs[first] else most
 
 
-def _fields(body: bytes, pos: int, end: int) -> Iterable[tuple[int, int, int]]:
+def fields(body: bytes, pos: int, end: int) -> Iterable[tuple[int, int, int]]:
     """(field number, start, end) of the length-delimited fields; others are skipped."""
     while pos < end:
-        tag, start = _varint(body, pos, end)
+        tag, start = varint(body, pos, end)
         if tag & 7 != 2 or tag < 8:
             pos = _skip(body, pos, end)
             continue
-        length, start = _varint(body, start, end)
+        length, start = varint(body, start, end)
         if length > end - start:
             raise ValueError(
                 f"garbled OTLP: field at byte {pos} claims {length} bytes, {end - start} are left"
@@ -211,7 +211,7 @@ def _fields(body: bytes, pos: int, end: int) -> Iterable[tuple[int, int, int]]:
         pos = start + length
 
 
-def _varint(body: bytes, pos: int, end: int) -> tuple[int, int]:
+def varint(body: bytes, pos: int, end: int) -> tuple[int, int]:
     """(value, next position)."""
     value = shift = 0
     for at in range(pos, min(pos + 10, end)):
@@ -227,15 +227,15 @@ def _skip(body: bytes, pos: int, end: int) -> int:
     """The position after the field at `pos`."""
     groups: list[int] = []  # the field numbers of the groups that `pos` is in
     while True:
-        tag, at = _varint(body, pos, end)
+        tag, at = varint(body, pos, end)
         number, wire = tag >> 3, tag & 7
         if tag < 8 or wire > 5 or (wire == 4 and (not groups or groups.pop() != number)):
             raise ValueError(f"garbled OTLP: no field at byte {pos}")
         after = at
         if wire == 0:
-            after = _varint(body, at, end)[1]
+            after = varint(body, at, end)[1]
         elif wire == 2:
-            length, at = _varint(body, at, end)
+            length, at = varint(body, at, end)
             after = at + length
         elif wire == 3:
             groups.append(number)
@@ -460,13 +460,13 @@ def _parse_layout(image: Bytes, offset: int) -> _Layout:
     pos, end = 0, len(body)
     while pos < end:
         try:
-            tag, at = _varint(body, pos, end)
+            tag, at = varint(body, pos, end)
             after = _skip(body, pos, end)
         except ValueError as error:
             raise ValueError(f"{error} of the span at byte {offset}") from None
         number, wire = tag >> 3, tag & 7
         if wire == 2:
-            _, at = _varint(body, at, end)
+            _, at = varint(body, at, end)
         _place(layout, body, number, wire, at, after)
         pos = after
     return layout
@@ -495,7 +495,7 @@ def _place(layout: _Layout, body: bytes, number: int, wire: int, at: int, after:
     elif wire == 2 and number == 15:
         for inner, value, inner_wire in _inner(body, at, after):
             if inner == 3 and inner_wire == 0:
-                layout.status = _status(_varint(body, value[0], after)[0])
+                layout.status = _status(varint(body, value[0], after)[0])
     elif wire == 0:
         opened[:] = opened & 0x80  # kinds, flags, states, events: nothing here reads them
     elif wire in (1, 5) or (wire == 2 and number in (3, 11)):
@@ -505,10 +505,10 @@ def _place(layout: _Layout, body: bytes, number: int, wire: int, at: int, after:
 def _inner(body: bytes, pos: int, end: int) -> Iterable[tuple[int, tuple[int, int], int]]:
     """(field number, (start, end) of its content, wire type) of a message in `body[pos:end]`."""
     while pos < end:
-        tag, at = _varint(body, pos, end)
+        tag, at = varint(body, pos, end)
         after = _skip(body, pos, end)
         if tag & 7 == 2:
-            _, at = _varint(body, at, end)
+            _, at = varint(body, at, end)
         yield tag >> 3, (at, after), tag & 7
         pos = after
 
