@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from benchlab_otel import __version__
-from benchlab_otel.otlp.encode import SCOPE_NAME, Optional, SpanBatch, Strings, encode_request
+from benchlab_otel.otlp.encode import SCOPE_NAME, Optional, SpanBatch, Strings, Table, encode_request
 
 U64 = st.integers(1, 2**64 - 1)
 I64 = st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 300)
@@ -68,6 +69,14 @@ def batches(draw: DrawFn) -> tuple[SpanBatch, list[dict[str, Any]]]:
         status=draw(st.integers(0, 2)),
         attributes=attributes,
     )
+    if draw(st.booleans()):
+        keys = [f"table.{number}" for number in range(draw(st.integers(0, 3)))]
+        cells = [rows(FLOAT | st.just(math.nan)) for _ in keys]
+        batch.table = Table(tuple(keys), np.array(cells, np.float64).reshape(len(keys), n).T)
+        for key, column in zip(keys, cells, strict=True):
+            for row, value in zip(expected, column, strict=True):
+                if not math.isnan(value):
+                    row[key] = value
     if draw(st.booleans()):
         batch.status = np.array(rows(st.integers(0, 2)), np.uint8)
     if draw(st.booleans()):

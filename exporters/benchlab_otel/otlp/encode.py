@@ -14,6 +14,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,14 @@ class Optional:
     present: Bool
 
 
+@dataclass(slots=True)
+class Table:
+    """Number attributes that are read together: `values` (n, len(keys)) float64, NaN = absent in that row."""
+
+    keys: tuple[str, ...]
+    values: Float
+
+
 Attribute = Scalar | Int | Float | Bool | Strings | Optional
 
 
@@ -51,8 +60,8 @@ class SpanBatch:
 
     `trace` (n, 2), `span` (n,), `parent` (n,) or None for roots: uint64; `start`, `end` (n,)
     int64 Unix ns, not 0; `status` the OTLP code, one or (n,). An attribute is one value for all
-    rows or a column; keys are not empty. Links: `link_count` (n,) of the first entries of
-    `link_trace` (n, w, 2) and `link_span` (n, w).
+    rows or a column; keys are not empty; those of `table` come last. Links: `link_count` (n,) of
+    the first entries of `link_trace` (n, w, 2) and `link_span` (n, w).
     """
 
     name: str
@@ -64,6 +73,7 @@ class SpanBatch:
     kind: int = KIND_INTERNAL
     status: int | NDArray[np.uint8] = 0
     attributes: dict[str, Attribute] = field(default_factory=dict)
+    table: Table | None = None
     link_count: Int | None = None
     link_trace: Uint | None = None
     link_span: Uint | None = None
@@ -106,8 +116,9 @@ class _Column:
     key: str
     layout: Int | None
     values: NDArray[np.generic] | None
-    kind: str  # i = varint, f = double, b = bool, s = string, status, links, parent
+    kind: str  # i = varint, f = double, b = bool, s = string, status, links, parent, table
     table: list[str] | None = None
+    present: Bool | None = None  # of a table: for each layout, which keys it has
 
 
 _ABSENT = -1
@@ -126,6 +137,8 @@ def _columns(batch: SpanBatch) -> list[_Column]:
         for key, value in batch.attributes.items()
         if not isinstance(value, str | bool | int | float)
     ]
+    if batch.table is not None:
+        columns.append(_table_column(batch.table))
     if isinstance(batch.status, np.ndarray):
         columns.append(_Column("", batch.status.astype(np.int64), None, "status"))
     if batch.link_count is not None:
@@ -152,6 +165,14 @@ def _attribute_column(key: str, value: Attribute) -> _Column:
         base = layout if layout is not None else np.zeros(len(array), np.int64)
         layout = np.where(present, base, _ABSENT)
     return _Column(key, layout, array, kind)
+
+
+def _table_column(table: Table) -> _Column:
+    present = ~np.isnan(table.values)
+    if (present == present[0]).all():
+        return _Column("", None, table.values, "table", present=present[:1])
+    patterns, layout = np.unique(present, axis=0, return_inverse=True)
+    return _Column("", layout.reshape(-1), table.values, "table", present=patterns)
 
 
 def _varint_widths(values: Int) -> Int:
@@ -212,6 +233,7 @@ class _Template:
     start: int
     end: int
     open: list[int]  # offset of each column's open bytes, -1 where it has none
+    table: Int  # offsets of all open bytes of the table
     link_offsets: list[tuple[int, int]]  # (trace id, span id) of each link
 
 
@@ -244,7 +266,11 @@ def _fill(
         if offset < 0 or column.values is None:
             continue
         values = column.values[rows]
-        if column.kind == "parent":
+        if column.kind == "table":
+            assert column.present is not None
+            there = np.ascontiguousarray(values[:, column.present[key]], "<f8")
+            out[:, template.table] = there.view(np.uint8).reshape(len(out), -1)
+        elif column.kind == "parent":
             _put_u64(out, offset, values, ">u8")
         elif column.kind == "f":
             _put_u64(out, offset, values, "<f8")
@@ -273,7 +299,7 @@ def _put_varint(out: NDArray[np.uint8], offset: int, values: Uint, width: int) -
 
 def _template(batch: SpanBatch, columns: list[_Column], keys: Layout) -> _Template:
     """Serializes one span of the group, with zeros where rows differ, and notes the offsets."""
-    by_kind = {c.kind: i for i, c in enumerate(columns) if c.kind in ("parent", "status", "links")}
+    by_kind = {c.kind: i for i, c in enumerate(columns) if not c.key}
     by_key = {c.key: i for i, c in enumerate(columns) if c.key}
     open_at = [-1] * len(columns)
     body = bytearray(b"\x0a\x10" + bytes(16) + b"\x12\x08" + bytes(8))
@@ -302,6 +328,14 @@ def _template(batch: SpanBatch, columns: list[_Column], keys: Layout) -> _Templa
         tag = {"i": b"\x18", "f": b"\x21", "b": b"\x10"}[column.kind]
         body += _field(9, _field(1, key.encode()) + _field(2, tag + bytes(open_bytes)))
         open_at[index] = len(body) - open_bytes
+    table_at = np.empty(0, np.int64)
+    if batch.table is not None:
+        index = by_kind["table"]
+        present = columns[index].present
+        assert present is not None
+        fields, offsets = _doubles(tuple(compress(batch.table.keys, present[keys[index]].tolist())))
+        table_at, open_at[index] = offsets + len(body), len(body)
+        body += fields
     links: list[tuple[int, int]] = []
     for _ in range(keys[by_kind["links"]] if "links" in by_kind else 0):
         body += b"\x6a\x1c\x0a\x10" + bytes(16) + b"\x12\x08" + bytes(8)
@@ -318,8 +352,17 @@ def _template(batch: SpanBatch, columns: list[_Column], keys: Layout) -> _Templa
         start=start_at + shift,
         end=end_at + shift,
         open=[at + shift if at >= 0 else -1 for at in open_at],
+        table=table_at + shift,
         link_offsets=[(a + shift, b + shift) for a, b in links],
     )
+
+
+@lru_cache(maxsize=64)
+def _doubles(keys: tuple[str, ...]) -> tuple[bytes, Int]:
+    """Attributes of type double, and the offsets of the 8 open bytes of each."""
+    fields = [_field(9, _key_value(key, 0.0)) for key in keys]
+    ends = np.cumsum([len(f) for f in fields], dtype=np.int64)
+    return b"".join(fields), (ends[:, None] + np.arange(-8, 0)).reshape(-1)
 
 
 # -- protobuf primitives ----------------------------------------------------------------------
