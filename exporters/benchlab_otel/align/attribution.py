@@ -239,7 +239,7 @@ def _mean_check(checks: list[tuple[int, SelfCheck]]) -> SelfCheck:
 
 def _stage_figure(work: Work, group: tuple[int, ...], s: StageSum) -> StageFigure:
     pipeline, names = work.names[group[0]][0], [work.names[k][1] for k in group]
-    frames = int(np.count_nonzero(np.bincount(work.frame[np.isin(work.stage, group)])))
+    frames = int(np.count_nonzero(np.bincount(work.frame[np.isin(work.stage, group, kind="table")])))
     if s.seconds == 0.0 or (s.reason and len(group) == 1):
         nan = float("nan")
         return StageFigure(pipeline, names, nan, nan, nan, nan, nan, frames, s.reason)

@@ -42,7 +42,15 @@ def product(ab: Float, x: Float) -> Float:
 def inner(a: Float, b: Float) -> float:
     """tr(A B) of two symmetric banded matrices of the same size, from their bands."""
     width = min(len(a), len(b))
-    return float(np.vdot(a[0], b[0]) + 2.0 * np.vdot(a[1:width], b[1:width]))
+    return float(np.einsum("n,n->", a[0], b[0]) + 2.0 * np.einsum("dn,dn->", a[1:width], b[1:width]))
+
+
+def square(matrix: sparse.csr_array[Any], columns: Float, width: int) -> Float:
+    """The band of M diag(c) Mᵀ."""
+    scaled = sparse.csr_array(
+        (matrix.data * columns[matrix.indices], matrix.indices, matrix.indptr), matrix.shape
+    )
+    return band_of(sparse.csr_array(scaled @ matrix.T), width)
 
 
 @dataclass(slots=True)
@@ -113,16 +121,18 @@ def _inverse_blocks(diagonal: Float, lower: Float) -> tuple[Float, Float]:
     """Diagonal and lower blocks of the inverse of a block tridiagonal matrix."""
     count = len(diagonal)
     if count == 1:
-        return np.asarray(np.linalg.inv(diagonal), float), lower
+        root = np.linalg.inv(np.linalg.cholesky(diagonal))
+        return np.asarray(root.transpose(0, 2, 1) @ root, float), lower
     odd = np.arange(1, count, 2)
     left, right = lower[odd - 1], lower[odd[odd < count - 1]]  # S[i, i−1] and S[i+1, i]
-    pivot = np.linalg.inv(diagonal[odd])
-    u = pivot @ left
-    v = pivot[: len(right)] @ right.transpose(0, 2, 1)
+    root = np.linalg.inv(np.linalg.cholesky(diagonal[odd]))
+    y, z = root @ left, root[: len(right)] @ right.transpose(0, 2, 1)
     even = diagonal[::2].copy()
-    even[: len(odd)] -= left.transpose(0, 2, 1) @ u
-    even[1 : 1 + len(right)] -= right @ v
-    inv_even, inv_far = _inverse_blocks(even, -(right @ u[: len(right)]))
+    even[: len(odd)] -= y.transpose(0, 2, 1) @ y
+    even[1 : 1 + len(right)] -= z.transpose(0, 2, 1) @ z
+    inv_even, inv_far = _inverse_blocks(even, -(z.transpose(0, 2, 1) @ y[: len(right)]))
+    back = root.transpose(0, 2, 1)
+    u, v, pivot = back @ y, back[: len(right)] @ z, back @ root
 
     # S⁻¹[i, i−1] and S⁻¹[i, i+1] of the odd blocks, from the even ones around them
     near = -u @ inv_even[: len(odd)]

@@ -10,8 +10,8 @@ from scipy import sparse
 from benchlab_otel.align import selfcheck
 from benchlab_otel.align.condition import Posterior, Wanted, Weight, condition, energies, mean_of
 from benchlab_otel.align.conserve import Entry, Shares, entry
-from benchlab_otel.align.design import Design, Pieces, build
-from benchlab_otel.align.fit import Fit, Variances, fit, prior, solve
+from benchlab_otel.align.design import Design, Pieces, build, part_of
+from benchlab_otel.align.fit import Fit, Variances, fit
 from benchlab_otel.align.overlap import seconds_in
 from benchlab_otel.align.resolve import BASE, Resolution, regrouped, resolve
 from benchlab_otel.align.selfcheck import SelfCheck
@@ -22,7 +22,7 @@ from benchlab_otel.model import Bool, Float, Int
 
 _LONG_PIECE = 16.0  # periods; a longer piece is cut into parts with powers of their own
 _SHOCK_ROUNDS = 8
-_PLAIN_ROWS = 2048  # rows that the model without stages is fitted on
+_PLAIN_ROWS = 4096  # rows that the model without stages is tried on
 
 Core = tuple[float, float]
 
@@ -82,16 +82,25 @@ def fitted_block(work: Work, rows: Windows, start: Variances | None, fit_rows: i
     """Fits the rows with all the work that they see, sets shocks free, and checks itself."""
     full, owner = design_of(work, rows)
     design, found, resolution = resolve(full, [stage for _, stage in work.names], start, fit_rows)
-    posterior = condition(design, found)
+    span = usual_span(work, rows)
+    posterior = condition(design, found, span)
     if selfcheck.heavy_tails(posterior.solved, design):
         for _ in range(_SHOCK_ROUNDS):
             freed = with_shocks(posterior)
             if freed is None:
                 break
             found = fit(freed, found.variances, fit_rows)
-            posterior = condition(freed, found)
+            posterior = condition(freed, found, span)
     kept = resolution.column[work.stage[owner]] != BASE
     return Block(posterior, owner[kept], found, resolution, _check(posterior))
+
+
+def usual_span(work: Work, rows: Windows) -> int:
+    """Rows that all but the longest frames reach over."""
+    if not len(work.begin):
+        return 1
+    length = float(np.quantile(work.end - work.begin, 0.99) + np.median(rows.hi - rows.lo))
+    return int(length / rows.period) + 3
 
 
 def design_of(work: Work, rows: Windows) -> tuple[Design, Int]:
@@ -117,13 +126,14 @@ def _cut(begin: Float, end: Float, longest: float, span: Core) -> tuple[Int, Flo
 def _check(posterior: Posterior) -> SelfCheck:
     """The self-check, against the same model without stages."""
     design = posterior.design
-    bare = regrouped(design, np.full(design.pieces.stages, BASE), 0)
-    plain = fit(bare, None, _PLAIN_ROWS)
-    without = solve(bare, prior(bare, plain.variances, plain.watts))
+    first = max((len(design.rows) - _PLAIN_ROWS) // 2, 0)
+    part = part_of(design, first, min(first + _PLAIN_ROWS, len(design.rows)))
+    plain = fit(regrouped(part, np.full(design.pieces.stages, BASE), 0))
+    assert plain.solved is not None
     return selfcheck.check(
         posterior.solved,
         posterior.inverse,
-        (without, selfcheck.narrow_inverse(without)),
+        (plain.solved, selfcheck.narrow_inverse(plain.solved)),
         design.rows.value,
         selfcheck.whitened_residuals(posterior.solved, design),
     )

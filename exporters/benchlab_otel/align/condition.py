@@ -47,7 +47,8 @@ class Weight:
 @dataclass(slots=True)
 class Posterior:
     """What the readings say: `watts` (m,) of each piece, `steps` (j,) W of the base at the knots,
-    `errors` (e,) of the readings, `level` W of the base before its first step."""
+    `errors` (e,) of the readings, `level` W of the base before its first step. `reach` is C Mᵀ: the
+    covariance of pieces, steps and errors with the differences."""
 
     design: Design
     solved: Solved
@@ -57,6 +58,7 @@ class Posterior:
     steps: Float
     errors: Float
     level: float
+    reach: tuple[Sparse, Sparse, Sparse]
 
     @property
     def residual(self) -> Float:
@@ -65,13 +67,14 @@ class Posterior:
         return noise
 
 
-def condition(design: Design, fit: Fit, known: bool = False) -> Posterior:
+def condition(design: Design, fit: Fit, span: int = 4) -> Posterior:
     """The posterior of all pieces, steps and errors, in time linear in the rows.
 
-    The watts are estimated anew from these rows, unless they are `known` from a longer run.
+    Energies that reach over at most `span` rows are quick to get the variance of, others slow.
+    `fit` is that of this design, or of a longer run (then without `solved`), whose watts are believed.
     """
-    priors = prior(design, fit.variances, fit.watts)
-    solved = solve(design, priors, fit if known else None)
+    priors = fit.priors or prior(design, fit.variances, fit.watts)
+    solved = fit.solved or solve(design, priors, fit)
     off, steps, errors = (
         c * (m.T @ solved.alpha)
         for m, c in zip((design.parts, design.steps, design.errors), priors, strict=True)
@@ -83,7 +86,7 @@ def condition(design: Design, fit: Fit, known: bool = False) -> Posterior:
     at = knots[:early]
     before = cumulative(at, np.full(early, rows.lo[0]), np.full(early, rows.hi[0]), rows.tau)
     level = float(np.mean(rows.value - explained - walk) - np.sum((1 - before) * steps[:early]))
-    width = max(design.bandwidth, min(_LONG, 2 * design.bandwidth + 4))
+    width = max(design.bandwidth, min(_LONG, span))
     return Posterior(
         design=design,
         solved=solved,
@@ -93,6 +96,11 @@ def condition(design: Design, fit: Fit, known: bool = False) -> Posterior:
         steps=steps,
         errors=errors,
         level=level,
+        reach=(
+            _reach(design.parts, priors[0]),
+            _reach(design.steps, priors[1]),
+            _reach(design.errors, priors[2]),
+        ),
     )
 
 
@@ -135,19 +143,13 @@ def energies(posterior: Posterior, wanted: Wanted) -> tuple[Float, Float]:
         mean = mean + base_integral(posterior, wanted.lo, wanted.hi, wanted.weight)
     count = wanted.seconds.shape[0]
     variance = np.empty(count)
-    reach = [_reach(m, c) for m, c in zip(_matrices(posterior.design), posterior.priors, strict=True)]
     for first in range(0, count, _CHUNK):
         part = slice(first, min(first + _CHUNK, count))
-        variance[part] = _variance(posterior, _slice(wanted, part), reach)
+        variance[part] = _variance(posterior, _slice(wanted, part))
     return mean, variance
 
 
-def _matrices(design: Design) -> tuple[Sparse, Sparse, Sparse]:
-    return design.parts, design.steps, design.errors
-
-
 def _reach(matrix: Sparse, variances: Float) -> Sparse:
-    """C Mᵀ: the covariance of each unknown with the differences."""
     return sparse.csr_array(scaled(matrix, variances).T)
 
 
@@ -160,8 +162,8 @@ def _slice(wanted: Wanted, part: slice) -> Wanted:
     )
 
 
-def _variance(posterior: Posterior, wanted: Wanted, reach: list[Sparse]) -> Float:
-    design, solved = posterior.design, posterior.solved
+def _variance(posterior: Posterior, wanted: Wanted) -> Float:
+    design, solved, reach = posterior.design, posterior.solved, posterior.reach
     weights = [wanted.seconds]
     gain = stage_sums(wanted.seconds, design.pieces)
     if wanted.lo is not None and wanted.hi is not None and wanted.weight is not None:

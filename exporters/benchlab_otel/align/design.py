@@ -65,12 +65,12 @@ class Design:
     contrast: Float  # Z (n − 1, stages)
     step_extra: Float
     error_extra: Float
+    bandwidth: int
 
-    @property
-    def bandwidth(self) -> int:
-        """How far apart two differences can be and still share a piece, a knot or an error."""
-        columns = (self.parts, self.steps, self.errors)
-        return max(1, *(int(span(sparse.csr_array(c.T)).max(initial=0)) for c in columns))
+
+def _bandwidth(*matrices: Sparse) -> int:
+    """How far apart two differences can be and still share a piece, a knot or an error."""
+    return max(1, *(int(span(sparse.csr_array(m.T)).max(initial=0)) for m in matrices))
 
 
 def build(rows: Windows, pieces: Pieces) -> Design:
@@ -78,30 +78,32 @@ def build(rows: Windows, pieces: Pieces) -> Design:
     a = overlap(rows.lo, rows.hi, pieces.begin, pieces.end, rows.tau)
     active = stage_sums(a, pieces)
     knots = distinct(rows.hi[:-1])
+    parts, steps, errors = _differences(a), _steps(rows, knots), _differences(rows.noise)
     return Design(
         rows=rows,
         pieces=pieces,
         overlap=a,
         active=active,
-        parts=_differences(a),
+        parts=parts,
         knots=knots,
         gaps=np.diff(knots, prepend=knots[0] - rows.period),
-        steps=_steps(rows, knots),
-        errors=_differences(rows.noise),
+        steps=steps,
+        errors=errors,
         difference=np.diff(rows.value),
         contrast=np.diff(active, axis=0),
         step_extra=np.zeros(len(knots)),
         error_extra=np.zeros(rows.noise.shape[1]),
+        bandwidth=_bandwidth(parts, steps, errors),
     )
 
 
 def stage_sums(matrix: Sparse, pieces: Pieces) -> Float:
     """The columns of `matrix` (k, m) added up by stage: (k, stages)."""
-    hot = sparse.csr_array(
-        (np.ones(len(pieces)), (np.arange(len(pieces)), pieces.stage)), shape=(len(pieces), pieces.stages)
-    )
-    summed: Float = (matrix @ hot).toarray()
-    return summed
+    rows = matrix.shape[0]
+    row = np.repeat(np.arange(rows), np.diff(matrix.indptr))
+    key = row * pieces.stages + pieces.stage[matrix.indices]
+    summed = np.bincount(key, matrix.data, rows * pieces.stages)
+    return np.asarray(summed.reshape(rows, pieces.stages), float)
 
 
 def _differences(matrix: Sparse) -> Sparse:
@@ -143,4 +145,5 @@ def part_of(design: Design, first: int, last: int) -> Design:
         contrast=design.contrast[first : last - 1],
         step_extra=design.step_extra[steps],
         error_extra=design.error_extra[sources],
+        bandwidth=design.bandwidth,
     )

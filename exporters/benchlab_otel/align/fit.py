@@ -45,12 +45,15 @@ class Variances:
 @dataclass(slots=True)
 class Fit:
     """`watts` (stages,) W above base, `covariance` (stages, stages) W², the variances, and the
-    restricted log-likelihood of the rows that the variances were found on."""
+    restricted log-likelihood of the rows that the variances were found on. `solved` and `priors` are
+    of the design that was fitted."""
 
     watts: Float
     covariance: Float
     variances: Variances
     loglik: float
+    solved: Solved | None = None
+    priors: tuple[Float, Float, Float] | None = None
 
 
 def noise_weights(design: Design) -> Float:
@@ -89,8 +92,9 @@ def fit(design: Design, start: Variances | None = None, most_rows: int = 8192) -
         first = (n - most_rows) // 2
         sample = part_of(design, first, first + most_rows)
     variances, loglik = reml(sample, start)
-    solved = solve(design, prior(design, variances, least_squares(design)))
-    return Fit(solved.watts, solved.covariance, variances, loglik)
+    priors = prior(design, variances, least_squares(design))
+    solved = solve(design, priors)
+    return Fit(solved.watts, solved.covariance, variances, loglik, solved, priors)
 
 
 # -- generalised least squares ------------------------------------------------------------------
@@ -122,9 +126,9 @@ def prior(design: Design, variances: Variances, watts: Float) -> tuple[Float, Fl
 def solve(design: Design, priors: tuple[Float, Float, Float], known: Fit | None = None) -> Solved:
     """Watts by generalised least squares given the prior variances; with `known` its watts are taken
     and their covariance believed (a short stretch of a longer run)."""
-    blocks = zip((design.parts, design.steps, design.errors), priors, strict=True)
-    root = sparse.csr_array(sparse.hstack([scaled(m, np.sqrt(c)) for m, c in blocks], format="csr"))
-    band = banded.band_of(sparse.csr_array(root @ root.T), design.bandwidth)
+    matrices = (design.parts, design.steps, design.errors)
+    width = design.bandwidth
+    band = sum((banded.square(m, c, width) for m, c in zip(matrices, priors, strict=True)), np.zeros(1))
     if known is None:
         return _gls(band, design)
     factor = Cholesky.of(band)
@@ -161,26 +165,23 @@ def components(design: Design, watts: Float) -> list[Float]:
     """The bands of dS/dθ: one a stage, the walk, the noise, and timing where times are uncertain."""
     width = design.bandwidth
     stage = design.pieces.stage
-    by_column = sparse.csc_array(design.parts)
-    out = [_square(by_column[:, stage == s], None, width) for s in range(design.pieces.stages)]
-    out.append(_square(design.steps, design.gaps, width))
-    out.append(_square(design.errors, noise_weights(design), width))
+    out = [
+        banded.square(design.parts, (stage == s).astype(float), width) for s in range(design.pieces.stages)
+    ]
+    out.append(banded.square(design.steps, design.gaps, width))
+    out.append(banded.square(design.errors, noise_weights(design), width))
     timing = timing_weights(design, watts)
     if timing.any():
-        out.append(_square(design.errors, timing, width))
+        out.append(banded.square(design.errors, timing, width))
     return out
 
 
 def _known(design: Design) -> Float:
     """The band of what adds to S whatever θ: the shocks."""
     width = design.bandwidth
-    return _square(design.steps, design.step_extra, width) + _square(design.errors, design.error_extra, width)
-
-
-def _square(matrix: Sparse, columns: Float | None, width: int) -> Float:
-    rows = sparse.csr_array(matrix)
-    root = rows if columns is None else scaled(rows, np.sqrt(columns))
-    return banded.band_of(sparse.csr_array(root @ root.T), width)
+    return banded.square(design.steps, design.step_extra, width) + banded.square(
+        design.errors, design.error_extra, width
+    )
 
 
 def reml(design: Design, start: Variances | None = None) -> tuple[Variances, float]:

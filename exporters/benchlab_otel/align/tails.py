@@ -11,13 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from scipy import sparse
 
 from benchlab_otel.align import banded
 from benchlab_otel.align.condition import Posterior
 from benchlab_otel.align.design import Design
-from benchlab_otel.align.fit import scaled
-from benchlab_otel.align.overlap import Sparse
 from benchlab_otel.model import Bool, Float
 
 _LIMIT = 4.0  # standard deviations
@@ -27,9 +24,8 @@ _MOST = 0.05  # share of the steps or readings that may be shocks; more are no e
 def with_shocks(posterior: Posterior) -> Design | None:
     """The design with the shocks that the posterior shows set free; None when there is no new one."""
     design = posterior.design
-    _, step_variance, error_variance = posterior.priors
-    step = _score(posterior, design.steps, step_variance, posterior.steps)
-    error = _score(posterior, design.errors, error_variance, posterior.errors)
+    step = _score(posterior, 1, posterior.steps)
+    error = _score(posterior, 2, posterior.errors)
     wild, switched = _peaks(error, design.bandwidth), _peaks(step, design.bandwidth)
     free = float(np.ptp(design.rows.value)) ** 2
     freedom = float(np.mean(design.rows.hi - design.rows.lo)) ** 2 if design.rows.counter else 1.0
@@ -40,9 +36,9 @@ def with_shocks(posterior: Posterior) -> Design | None:
     return replace(design, step_extra=step_extra, error_extra=error_extra)
 
 
-def _score(posterior: Posterior, matrix: Sparse, variance: Float, mean: Float) -> Float:
+def _score(posterior: Posterior, kind: int, mean: Float) -> Float:
     """|v̂| over its standard deviation, 0 where the readings tell nothing of v."""
-    told = banded.quadratic(sparse.csr_array(scaled(matrix, variance).T), posterior.inverse)
+    told = banded.quadratic(posterior.reach[kind], posterior.inverse)
     return np.divide(np.abs(mean), np.sqrt(np.maximum(told, 0.0)), out=np.zeros(len(mean)), where=told > 0)
 
 
