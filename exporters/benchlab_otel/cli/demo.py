@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.request
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ from benchlab_otel.model import Run
 from benchlab_otel.probe.gstreamer import attach, load_gst
 from benchlab_otel.simulate.device import Emulator, Meter
 from benchlab_otel.simulate.truth import Load, Truth
-from benchlab_otel.simulate.workload import STAGES, run_gstreamer, run_numpy
+from benchlab_otel.simulate.workload import STAGES, run_gstreamer, run_numpy, telling
 
 FPS = 60
 PIPELINE = "demo"
@@ -102,6 +103,7 @@ def _free(address: str) -> str:
 def _work(running: Embedded, truth: Truth, seconds: float) -> None:
     frames = round(seconds * FPS)
     probe = Probe(PIPELINE, sink=running.hub)
+    told = telling(truth.activity)
     try:
         gst: Any = load_gst()
     except ImportError as error:
@@ -112,10 +114,10 @@ def _work(running: Embedded, truth: Truth, seconds: float) -> None:
     try:
         with progress(f"{frames} frames at {FPS} a second", frames) as advance:
             if gst is None:
-                run_numpy(probe.frame, truth.activity, frames, FPS, advance)
+                run_numpy(probe.frame, told, frames, FPS, advance)
             else:
-                follow = lambda pipeline: attach(pipeline, probe, STAGES)  # noqa: E731 - one use
-                run_gstreamer(gst, follow, truth.activity, frames, FPS, advance)
+                follow = partial(attach, probe=probe, elements=STAGES, told=told)
+                run_gstreamer(gst, follow, frames, FPS, advance)
     except RuntimeError as error:
         raise Failure(str(error)) from None
     finally:

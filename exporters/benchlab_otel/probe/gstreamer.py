@@ -32,6 +32,8 @@ MISSING = (
     "environment of Debian's Python version sees them once /usr/lib/python3/dist-packages/gi is linked "
     "into its site-packages"
 )
+Told = Callable[[str, bool, int], None]
+"""`told(stage, begins, time_ns)`: a stage begins or ends (CLOCK_MONOTONIC)."""
 _OPEN_LIMIT = 10_000  # buffers in one element or in flight; the oldest are forgotten beyond
 
 
@@ -50,8 +52,9 @@ def load_gst() -> Any:
 class Attachment:
     """The pad probes on one pipeline; `untimed` counts buffers that could not be followed."""
 
-    def __init__(self, gst: Any, probe: Probe, last: Iterable[str]) -> None:
+    def __init__(self, gst: Any, probe: Probe, last: Iterable[str], told: Told | None) -> None:
         self.untimed = 0
+        self.told = told
         self._gst = gst
         self._probe = probe
         self._last = frozenset(last)
@@ -146,6 +149,8 @@ class _Stage:
             self._attachment.passed(running, self._name)
             return
         self._arrived.setdefault(running, now)
+        if self._attachment.told is not None:
+            self._attachment.told(self._name, True, now)
         _forget_oldest(self._arrived)
 
     def left(self, running: int) -> None:
@@ -155,11 +160,17 @@ class _Stage:
         arrived = self._arrived.pop(running, None)
         if arrived is not None:
             frame.record(self._name, arrived, now)
+            if self._attachment.told is not None:
+                self._attachment.told(self._name, False, now)
         self._attachment.passed(running, self._name)
 
 
-def attach(pipeline: Any, probe: Probe, elements: Sequence[str] | None = None) -> Attachment:
+def attach(
+    pipeline: Any, probe: Probe, elements: Sequence[str] | None = None, told: Told | None = None
+) -> Attachment:
     """Follows the buffers of `pipeline` (a Gst.Bin) through `elements`, in their order, or through all.
+
+    `told` hears of each stage as it begins and ends, at the very times that are recorded.
 
     Raises ValueError with the names there are where one is not in the pipeline, ImportError (naming
     the packages) where GStreamer's bindings are missing.
@@ -172,7 +183,7 @@ def attach(pipeline: Any, probe: Probe, elements: Sequence[str] | None = None) -
         last = list(elements[-1:])
     else:
         last = [name for name, element in found.items() if not element.numsrcpads]
-    attachment = Attachment(gst, probe, last)
+    attachment = Attachment(gst, probe, last, told)
     for name in elements or found:
         attachment.watch(found[name])
     return attachment

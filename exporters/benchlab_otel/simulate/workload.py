@@ -1,13 +1,12 @@
 """A real workload for the demo: decode, process and encode video frames at a steady rate.
 
-`run_gstreamer` does it in a GStreamer pipeline, `run_numpy` with zlib and NumPy. Both tell an
-`Activity` which stage is at work, so that an emulated meter can draw the stages' power, and both
-leave the measuring of stages to whoever calls them.
+`run_gstreamer` does it in a GStreamer pipeline, `run_numpy` with zlib and NumPy. `telling` makes the
+stages known to an `Activity` at the very times that are recorded, so that an emulated meter draws the
+stages' power by the same clock and marks that the measurement has.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchlab_otel.simulate.truth import Activity
+from benchlab_otel.timebase import anchor
 
 STAGES = ("decode", "process", "encode")
 PIPELINE = (
@@ -27,16 +27,36 @@ PIPELINE = (
 )
 
 
+Told = Callable[[str, bool, int], None]
+"""`told(stage, begins, time_ns)`: a stage begins or ends (CLOCK_MONOTONIC)."""
+
+
 class FrameMarks(Protocol):
     """A frame being recorded, as a probe has it."""
 
-    def stage(self, name: str) -> AbstractContextManager[None]:
-        """A stage that lasts as long as the block."""
+    def record(self, name: str, begin_ns: int, end_ns: int) -> None:
+        """A stage that was timed by CLOCK_MONOTONIC."""
+
+
+def telling(activity: Activity) -> Told:
+    """Tells the activity of stages; one that is begun again without an end (a lost frame) goes on."""
+    busy: set[str] = set()
+    offset = anchor().offset_ns
+
+    def told(stage: str, begins: bool, time_ns: int) -> None:
+        if begins and stage not in busy:
+            busy.add(stage)
+            activity.begin(stage, time_ns + offset)
+        elif not begins and stage in busy:
+            busy.remove(stage)
+            activity.end(stage, time_ns + offset)
+
+    return told
 
 
 def run_numpy(
     frame: Callable[[], AbstractContextManager[FrameMarks]],
-    activity: Activity,
+    told: Told,
     frames: int,
     fps: float,
     advance: Callable[[float], None],
@@ -48,16 +68,18 @@ def run_numpy(
     random = np.random.default_rng(7)
     camera = [_packed(random, lines) for lines in random.integers(200, 420, 24)]
     work: dict[str, Callable[[Any], Any]] = {"decode": _decode, "process": _process, "encode": _encode}
-    begin = time.monotonic()
+    start = time.monotonic()
     for number in range(frames):
-        time.sleep(max(0.0, begin + number / fps - time.monotonic()))
+        time.sleep(max(0.0, start + number / fps - time.monotonic()))
         image: Any = camera[number % len(camera)]
         with frame() as marks:
             for stage in STAGES:
-                with marks.stage(stage):
-                    activity.begin(stage)
-                    image = work[stage](image)
-                    activity.end(stage)
+                begin = time.monotonic_ns()
+                told(stage, True, begin)
+                image = work[stage](image)
+                end = time.monotonic_ns()
+                told(stage, False, end)
+                marks.record(stage, begin, end)
         advance(1)
 
 
@@ -84,7 +106,6 @@ def _encode(image: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
 def run_gstreamer(
     gst: Any,
     attach: Callable[[Any], object],
-    activity: Activity,
     frames: int,
     fps: int,
     advance: Callable[[float], None],
@@ -95,8 +116,6 @@ def run_gstreamer(
     """
     pipeline = gst.parse_launch(PIPELINE.format(frames=frames, fps=fps))
     attach(pipeline)
-    for stage in STAGES:
-        _tell_activity(gst, pipeline.get_by_name(stage), stage, activity)
     _on_buffer(gst, pipeline.get_by_name("sink").get_static_pad("sink"), lambda: advance(1))
     pipeline.set_state(gst.State.PLAYING)
     try:
@@ -108,24 +127,6 @@ def run_gstreamer(
             raise RuntimeError(f"the GStreamer pipeline failed: {message.parse_error()[0].message}")
     finally:
         pipeline.set_state(gst.State.NULL)
-
-
-def _tell_activity(gst: Any, element: Any, stage: str, activity: Activity) -> None:
-    """The stage is at work from a buffer's arrival in the element until one leaves it."""
-    busy = threading.Event()
-
-    def arrives() -> None:
-        if not busy.is_set():
-            busy.set()
-            activity.begin(stage)
-
-    def leaves() -> None:
-        if busy.is_set():
-            busy.clear()
-            activity.end(stage)
-
-    _on_buffer(gst, element.get_static_pad("sink"), arrives)
-    _on_buffer(gst, element.get_static_pad("src"), leaves)
 
 
 def _on_buffer(gst: Any, pad: Any, call: Callable[[], None]) -> None:
