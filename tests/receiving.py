@@ -7,9 +7,17 @@ from typing import Any
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from benchlab_otel.sources.reading import Reader
+
 
 def plain(attributes: Any) -> dict[str, Any]:
     return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in attributes}
+
+
+def read_one(reader: Reader) -> dict[str, float]:
+    """One reading: the attribute of each value, and the value."""
+    (batch,) = reader.decode([reader.read()])
+    return dict(zip([f.key for f in batch.fields], batch.values[0].tolist(), strict=True))
 
 
 @dataclass

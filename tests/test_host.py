@@ -14,14 +14,15 @@ from conftest import wait_for
 from receiving import Receiver
 
 
-def series(reading) -> dict[tuple[str, ...], float]:
-    keys = [(f.metric.name, *f.labels.values()) for f in reading.fields]
-    return dict(zip(keys, reading.values, strict=True))
+def series(reader) -> dict[tuple[str, ...], float]:
+    (batch,) = reader.decode([reader.read()])
+    keys = [(f.metric.name, *f.labels.values()) for f in batch.fields]
+    return dict(zip(keys, batch.values[0], strict=True))
 
 
 def test_values_are_the_kernels():
     before = Path("/proc/uptime").read_text().split()
-    values = series(host.open_reader(Host(), "here").read())
+    values = series(host.open_reader(Host(), "here"))
     cpu = sum(v for k, v in values.items() if k[0] == "system.cpu.time")
     assert cpu == pytest.approx(float(before[0]) * psutil.cpu_count(), rel=0.2, abs=60)
     total = sum(v for k, v in values.items() if k[0] == "system.memory.usage")
@@ -32,12 +33,12 @@ def test_values_are_the_kernels():
 
 def test_utilization_comes_with_the_second_reading_and_adds_up_to_one():
     reader = host.open_reader(Host(), "here")
-    assert not [k for k in series(reader.read()) if k[0] == "system.cpu.utilization"]
+    assert not [k for k in series(reader) if k[0] == "system.cpu.utilization"]
     shares: list[float] = []
     deadline = time.monotonic() + 30
     while not shares and time.monotonic() < deadline:  # the kernel counts in ticks
         sum(range(100_000))
-        shares = [v for k, v in series(reader.read()).items() if k[0] == "system.cpu.utilization"]
+        shares = [v for k, v in series(reader).items() if k[0] == "system.cpu.utilization"]
     assert sum(shares) == pytest.approx(1.0)
     assert all(0.0 <= share <= 1.0 for share in shares)
 
@@ -57,5 +58,6 @@ def test_golden_of_names(golden):
     names = set()
     deadline = time.monotonic() + 30
     while "system.cpu.utilization" not in {n.split()[0] for n in names} and time.monotonic() < deadline:
-        names |= {" ".join((f.metric.name, f.metric.unit, *f.labels)) for f in reader.read().fields}
+        (batch,) = reader.decode([reader.read()])
+        names |= {" ".join((f.metric.name, f.metric.unit, *f.labels)) for f in batch.fields}
     golden("host.txt", "\n".join(sorted(n for n in names if "disk" not in n)) + "\n")  # not all have disks

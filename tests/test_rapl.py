@@ -4,6 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from benchlab_otel.config import Rapl, Sources
 from benchlab_otel.sources import rapl
 from benchlab_otel.sources.reading import SourceError
 from conftest import wait_for
-from receiving import Receiver
+from receiving import Receiver, read_one
 
 RANGE = 262_143_328_850
 
@@ -34,33 +35,70 @@ def opened(root: Path):
         yield reader
 
 
-def values(reader) -> dict[str, float]:
-    reading = reader.read()
-    return dict(zip([f.key for f in reading.fields], reading.values, strict=True))
-
-
 def test_counters_go_on_across_a_wrap(tmp_path):
     package = zone(tmp_path, "0", "package-0", RANGE - 1_000_000)
     core = zone(tmp_path, "0:0", "core", 5_000_000)
     with opened(tmp_path) as reader:
-        assert values(reader) == {"hw.energy.package-0": 0.0, "hw.energy.core": 0.0}
+        assert read_one(reader) == {"hw.energy.package-0": 0.0, "hw.energy.core": 0.0}
         (package / "energy_uj").write_text("2000000\n")
         (core / "energy_uj").write_text("5500000\n")
-        assert values(reader) == {"hw.energy.package-0": 3.0, "hw.energy.core": 0.5}
+        assert read_one(reader) == {"hw.energy.package-0": 3.0, "hw.energy.core": 0.5}
 
 
-@given(st.lists(st.integers(0, 999), min_size=1, max_size=30))
-def test_any_steps_below_the_range_add_up(tmp_path_factory, steps):
+@given(st.lists(st.tuples(st.integers(0, 999), st.booleans()), min_size=1, max_size=30))
+def test_any_steps_below_the_range_add_up_however_many_are_decoded_at_once(tmp_path_factory, steps):
     root = tmp_path_factory.mktemp("sys")
     file = zone(root, "0", "package-0", 990, limit=1000) / "energy_uj"
+    raw, waiting, totals = 990, [], []
     with opened(root) as reader:
-        reader.read()
-        raw = 990
-        for step in steps:
+        for step, decoded_now in [*steps, (0, True)]:
             raw = (raw + step) % 1000
             file.write_text(f"{raw}\n")
-            last = reader.read().values[0]
-        assert last == pytest.approx(sum(steps) * 1e-6)
+            waiting.append(reader.read())
+            if decoded_now:
+                (batch,) = reader.decode(waiting)
+                totals += batch.values[:, 0].tolist()
+                waiting = []
+    assert totals == pytest.approx(np.cumsum([*(step for step, _ in steps), 0]) * 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(200_000_000_000, 5_000_000), (5_000_000, 200_000_000_000), (RANGE + 7, 3)],
+    ids=["fell", "jumped", "was beyond its own range"],
+)
+def test_a_counter_that_began_again_is_no_wrap(tmp_path, before, after):
+    file = zone(tmp_path, "0", "package-0", before) / "energy_uj"
+    with opened(tmp_path) as reader:
+        replies = [reader.read()]
+        file.write_text(f"{before + 1}\n")
+        replies.append(reader.read())
+        file.write_text(f"{after}\n")
+        replies.append(reader.read())
+        decoded = reader.decode(replies)
+        assert next(decoded).values.tolist() == [[0.0], [1e-6]]
+        with pytest.raises(
+            SourceError, match=f"package-0 began again: from {before + 1} to {after}"
+        ) as error:
+            next(decoded)
+    assert error.value.reason == "reset"
+
+
+def test_after_a_reset_the_counters_begin_at_0_and_say_since_when(tmp_path):
+    file = zone(tmp_path, "0", "package-0", 200_000_000_000) / "energy_uj"
+    receiver = Receiver()
+    running = sources.start(
+        ["rapl"], Sources(rapl=Rapl(sysfs=tmp_path)), receiver, "s", flush_s=0.02, metrics_s=0.01
+    )
+    (health,) = running.health()
+    wait_for(lambda: health.readings > 5)
+    first = health.device
+    file.write_text("5\n")
+    wait_for(lambda: health.failures["reset"] and health.ok and len(receiver.values("hw.energy")) > 3)
+    running.stop()
+    assert health.device.counting_since_ns > first.counting_since_ns
+    assert {attributes["hw.energy.package-0"] for _, attributes in receiver.samples()} == {0.0}
+    assert receiver.values("exporter.collect.failures", {"reason": "reset"})[-2:] == [1.0, None]
 
 
 def test_parts_of_several_packages_get_the_packages_number(tmp_path):
@@ -69,8 +107,9 @@ def test_parts_of_several_packages_get_the_packages_number(tmp_path):
         zone(tmp_path, f"{package}:0", "dram", 1)
     zone(tmp_path, "2", "psys", 1)
     with opened(tmp_path) as reader:
-        keys = [f.key.removeprefix("hw.energy.") for f in reader.read().fields]
-        kinds = {f.labels["hw.sensor_location"]: f.labels["hw.type"] for f in reader.read().fields}
+        (batch,) = reader.decode([reader.read()])
+    keys = [f.key.removeprefix("hw.energy.") for f in batch.fields]
+    kinds = {f.labels["hw.sensor_location"]: f.labels["hw.type"] for f in batch.fields}
     assert sorted(keys) == ["dram-0", "dram-1", "package-0", "package-1", "psys"]
     assert kinds["dram-1"] == "memory"
     assert kinds["package-1"] == "cpu"
@@ -120,7 +159,7 @@ def test_a_counter_that_is_no_number_is_refused(tmp_path, text):
     folder = zone(tmp_path, "0", "package-0", 1)
     with opened(tmp_path) as reader:
         (folder / "energy_uj").write_text(text, "latin-1")
-        with pytest.raises(SourceError, match="expected a number of microjoules"):
+        with pytest.raises(SourceError, match="intel-rapl:0: expected a number of microjoules"):
             reader.read()
 
 

@@ -19,6 +19,7 @@ from benchlab_otel.otlp.encode import resource_of
 from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.sources.reading import Device, Reader, SourceError
 from benchlab_otel.sources.runner import Health, Runner
+from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE, anchor
 
 NAMES = ("benchlab", "rapl", "host")
@@ -83,7 +84,7 @@ def start(
                     name,
                     address,
                     partial(source.open_reader, section, address),
-                    section.rate_hz,
+                    Schedule(1.0 / section.rate_hz, time.monotonic()),
                     sink,
                     partial(_resource, name, session_id, resource_extra or {}),
                     flush_s,
@@ -131,8 +132,7 @@ def _look(name: str, source: Source, section: Any, address: str, seconds: float)
             device = reader.device
             begin, count = time.monotonic(), 0
             while time.monotonic() < begin + seconds:
-                reader.read()
-                count += 1
+                count += sum(len(r.start_ns) for r in reader.decode([reader.read()]))
             return Finding(name, address, device, count / (time.monotonic() - begin), None)
     except SourceError as error:
         return Finding(name, address, device, 0.0, error)

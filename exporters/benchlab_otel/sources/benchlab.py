@@ -3,7 +3,8 @@
 The protocol has no framing, no checksum and no error reply, so the reader is strict: one request at
 a time in one write, an answer of exactly the right length before a deadline, nothing before and
 nothing after it, values that can be. Anything else ends the reading with a SourceError; the runner
-opens the port again, and opening drains the line and shakes hands until the answers fit. As the
+opens the port again, and opening drains the line and shakes hands until the answers fit. Values are
+judged when answers are decoded, a few at a time: from the first one that can't be, none is kept. As the
 device answers in order, no answer to an earlier request can be taken for a later one.
 """
 
@@ -27,8 +28,8 @@ from serial.tools import list_ports
 from benchlab_otel import contract, wire
 from benchlab_otel.config import Benchlab
 from benchlab_otel.contract import Metric
-from benchlab_otel.model import Float, Scalar
-from benchlab_otel.sources.reading import Device, Field, Reading, SourceError
+from benchlab_otel.model import Bool, Float, Scalar
+from benchlab_otel.sources.reading import Device, Field, Batch, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
 
 _QUIET_S = 0.05  # the device pushes its welcome within this time of opening
@@ -74,6 +75,7 @@ class BenchlabReader:
 
     def __init__(self, settings: Benchlab, path: str) -> None:
         self.path = path
+        self._clock = anchor()
         self._port = _open_port(path, settings.timeout_s)
         try:
             self._layout, self.device = self._shake_hands(settings)
@@ -88,23 +90,30 @@ class BenchlabReader:
         with suppress(OSError, termios.error):
             self._port.close()
 
-    def read(self) -> Reading:
-        """All sensors at once; raises SourceError for anything but one whole plausible answer."""
-        reply, start, end = self._ask(wire.READ_SENSORS, self._layout.sensors.itemsize)
-        sensors = np.frombuffer(reply, self._layout.sensors)[0]
-        if wire.GREETING in reply:
+    def read(self) -> Reply:
+        """All sensors at once; raises SourceError for anything but one whole answer."""
+        reply = self._ask(wire.READ_SENSORS, self._layout.sensors.itemsize)
+        if wire.GREETING in reply.raw:
             raise SourceError("garbled", f"{self.path}: an unsolicited welcome in the answer")
-        if problem := implausible(sensors, self._layout):
+        return reply
+
+    def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
+        """The values of all sensors; SourceError at the first answer that is not plausible."""
+        start, end = times(replies)
+        sensors = np.frombuffer(b"".join(reply.raw for reply in replies), self._layout.sensors)
+        n, problem = implausible(sensors, self._layout)
+        if n:
+            values = np.hstack([group.values(sensors[:n]) for group in self._groups])
+            yield Batch(start[:n], end[:n], self._fields, values)
+        if problem:
             raise SourceError("implausible", f"{self.path}: {problem}")
-        values = np.concatenate([group.values(sensors) for group in self._groups])
-        return Reading(start, end, self._fields, values.tolist())
 
     # -- the wire ---------------------------------------------------------------------------
 
     def _shake_hands(self, settings: Benchlab) -> tuple[wire.Layout, Device]:
         self._drain()
         welcome = self._welcome()
-        vendor, product_id, firmware = self._ask(wire.READ_VENDOR_DATA, wire.VENDOR_SIZE)[0]
+        vendor, product_id, firmware = self._ask(wire.READ_VENDOR_DATA, wire.VENDOR_SIZE).raw
         if vendor != wire.VENDOR_ID:
             raise SourceError("garbled", f"{self.path}: vendor {vendor:#04x}, expected {wire.VENDOR_ID:#04x}")
         try:
@@ -115,8 +124,8 @@ class BenchlabReader:
         if len(welcome) != layout.welcome_size:
             expected = f"{len(welcome)} B of welcome, expected {layout.welcome_size}"
             raise SourceError("garbled", f"{self.path}: {layout.product} firmware {firmware}: {expected}")
-        uid = self._ask(wire.READ_UID, wire.UID_SIZE)[0].hex().upper()
-        name = _text(self._ask(wire.READ_NAME, wire.NAME_SIZE)[0])
+        uid = self._ask(wire.READ_UID, wire.UID_SIZE).raw.hex().upper()
+        name = _text(self._ask(wire.READ_NAME, wire.NAME_SIZE).raw)
         device = Device(
             hw_id=f"benchlab-{uid}",
             hw_type="power_meter",
@@ -136,23 +145,20 @@ class BenchlabReader:
     def _welcome(self) -> bytes:
         """The greeting: 9 bytes of old firmware, 32 of new."""
         short = len(wire.GREETING) + 1
-        reply = self._ask(wire.WELCOME, short, alone=False)[0]
+        reply: bytes = self._ask(wire.WELCOME, short, alone=False).raw
         if not reply.startswith(wire.GREETING):
             raise SourceError("garbled", f"{self.path}: answers, but not as a BENCHLAB: {reply!r}")
         return reply + self._read(wire.LONG_WELCOME_SIZE - short, _QUIET_S)
 
-    def _ask(self, opcode: int, size: int, alone: bool = True) -> tuple[bytes, int, int]:
-        """(answer, request sent, answer complete) of one request; Unix ns.
-
-        `alone`: nothing may follow the answer.
-        """
+    def _ask(self, opcode: int, size: int, alone: bool = True) -> Reply:
+        """The answer to one request; `alone`: nothing may follow it."""
         with self._faults():
             if waiting := self._port.in_waiting:
                 raise SourceError("garbled", f"{self.path}: {waiting} B that nobody asked for")
-            start = anchor().now_ns()
+            start = self._clock.now_ns()
             self._port.write(bytes([opcode]))
             reply = self._port.read(size)
-            end = anchor().now_ns()
+            end = self._clock.now_ns()
             extra = self._port.in_waiting if alone else 0
         if len(reply) < size:
             what = f"{len(reply)} of {size} B" if reply else "no answer"
@@ -160,7 +166,7 @@ class BenchlabReader:
             raise SourceError("short" if reply else "late", f"{self.path}: {limit}")
         if extra:
             raise SourceError("garbled", f"{self.path}: request {opcode:#04x}: {extra} B too many")
-        return reply, start, end
+        return Reply(start, end, reply)
 
     def _read(self, size: int, timeout: float) -> bytes:
         with self._faults():
@@ -251,36 +257,40 @@ def _links(folder: Path) -> Iterator[Path]:
 # -- values -----------------------------------------------------------------------------------
 
 
-def implausible(sensors: NDArray[np.void], layout: wire.Layout) -> str:
-    """Why an answer can't be true, "" where it can: the only defence of a protocol without checksum."""
+def implausible(sensors: NDArray[np.void], layout: wire.Layout) -> tuple[int, str]:
+    """The first of n answers that can't be true and why, (n, "") where all can.
+
+    It is the only defence of a protocol without checksum.
+    """
     power = sensors["PowerReadings"]
     volts, watts = power["Voltage"] / 1e3, power["Power"] / 1e3
-    total = float(watts[: len(wire.RAILS)].sum())
+    total = watts[:, : len(wire.RAILS)].sum(axis=1, keepdims=True)
     temperatures = _temperatures(sensors)
     outside = (temperatures < DEGREES[0]) | (temperatures > DEGREES[1])
-    checks = [
-        (((volts < VOLTS[0]) | (volts > VOLTS[1])).any(), f"a rail outside {VOLTS[0]} to {VOLTS[1]} V"),
-        (abs(total) > MAX_WATTS or (abs(watts) > MAX_WATTS).any(), f"more than {MAX_WATTS} W"),
-        (outside.any(), f"a temperature outside {DEGREES[0]} to {DEGREES[1]} °C"),
-        (sensors["Hum"] > 1000, f"humidity of {sensors['Hum'] / 10} %"),
+    checks: list[tuple[Bool, str]] = [
+        ((volts < VOLTS[0]) | (volts > VOLTS[1]), f"a rail outside {VOLTS[0]} to {VOLTS[1]} V"),
+        (abs(np.hstack([total, watts])) > MAX_WATTS, f"more than {MAX_WATTS} W"),
+        (outside, f"a temperature outside {DEGREES[0]} to {DEGREES[1]} °C"),
+        (sensors["Hum"] > 1000, "a humidity above 100 %"),
         (
-            sensors["FanSwitchStatus"] > 2 or sensors["RGBSwitchStatus"] > 1,
+            (sensors["FanSwitchStatus"] > 2) | (sensors["RGBSwitchStatus"] > 1),
             "a switch position that isn't one",
         ),
         (sensors["RgbExtStatus"] > 1, "an RGB status that isn't one"),
         (
-            sensors["FanExtDuty"] > 100 and sensors["FanExtDuty"] != wire.NO_EXTERNAL_DUTY,
+            (sensors["FanExtDuty"] > 100) & (sensors["FanExtDuty"] != wire.NO_EXTERNAL_DUTY),
             "a duty above 100 %",
         ),
-        ((sensors["Fans"]["Enable"] > 1).any(), "a fan that is neither on nor off"),
-        ((sensors["Fans"]["Duty"] > 100).any(), "a fan's duty above 100 %"),
+        (sensors["Fans"]["Enable"] > 1, "a fan that is neither on nor off"),
+        (sensors["Fans"]["Duty"] > 100, "a fan's duty above 100 %"),
     ]
-    return next((problem for wrong, problem in checks if wrong), "")
+    found = [(int(np.argwhere(wrong)[0, 0]), problem) for wrong, problem in checks if wrong.any()]
+    return min(found, default=(len(sensors), ""), key=lambda f: f[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Values of one kind: `values` gives them in the order of `names`, NaN where absent."""
+    """Values of one kind: `values` gives those of n answers (n, len(names)), NaN where absent."""
 
     prefix: str
     names: Sequence[str]
@@ -305,13 +315,13 @@ def groups(layout: wire.Layout) -> list[Group]:
 
     def total(domain: str) -> Callable[[NDArray[np.void]], Float]:
         rows = [wire.RAILS.index(rail) for rail in wire.DOMAINS[domain]]
-        return lambda s: _floats([s["PowerReadings"]["Power"][rows].sum() / 1e3])
+        return lambda s: s["PowerReadings"]["Power"][:, rows].sum(axis=1, keepdims=True) / 1e3
 
     def power(name: str) -> Callable[[NDArray[np.void]], Float]:
-        return lambda s: _floats(s["PowerReadings"][name] / 1e3)
+        return lambda s: s["PowerReadings"][name] / 1e3
 
     def degrees(name: str, scale: float) -> Callable[[NDArray[np.void]], Float]:
-        return lambda s: _present([s[name]], scale)
+        return lambda s: _present(s[name][:, None], scale)
 
     return [
         Group("hw.power.", ["system"], contract.HOST_POWER, "", total("system")),
@@ -320,8 +330,8 @@ def groups(layout: wire.Layout) -> list[Group]:
         Group("hw.voltage.rail.", rails, contract.HW_VOLTAGE, "power_rail", power("Voltage")),
         Group("hw.current.rail.", rails, contract.HW_CURRENT, "power_rail", power("Current")),
         Group("hw.voltage.", inputs, contract.HW_VOLTAGE, "voltage", lambda s: _present(s["Vin"], 1e-3)),
-        Group("hw.voltage.", ["VDD"], contract.HW_VOLTAGE, "voltage", lambda s: _floats([s["Vdd"] / 1e3])),
-        Group("hw.voltage.", ["VREF"], contract.HW_VOLTAGE, "voltage", lambda s: _floats([s["Vref"] / 1e3])),
+        Group("hw.voltage.", ["VDD"], contract.HW_VOLTAGE, "voltage", lambda s: s["Vdd"][:, None] / 1e3),
+        Group("hw.voltage.", ["VREF"], contract.HW_VOLTAGE, "voltage", lambda s: s["Vref"][:, None] / 1e3),
         Group(
             "hw.temperature.",
             ["chip"],
@@ -330,8 +340,8 @@ def groups(layout: wire.Layout) -> list[Group]:
             degrees("Tchip", layout.chip_degrees),
         ),
         Group("hw.temperature.", layout.temperatures, contract.HW_TEMPERATURE, "temperature", _temperatures),
-        Group("hw.temperature.", ["ambient"], contract.HOST_AMBIENT, "", lambda s: _ambient(s)[:1]),
-        Group("hw.humidity.", ["ambient"], contract.HW_HUMIDITY, "humidity", lambda s: _ambient(s)[1:]),
+        Group("hw.temperature.", ["ambient"], contract.HOST_AMBIENT, "", lambda s: _ambient(s)[:, :1]),
+        Group("hw.humidity.", ["ambient"], contract.HW_HUMIDITY, "humidity", lambda s: _ambient(s)[:, 1:]),
         Group("hw.fan.speed.", fans, contract.HW_FAN_SPEED, "fan", lambda s: _fans(s, "Tach", 1.0)),
         Group(
             "hw.fan.speed_ratio.", fans, contract.HW_FAN_SPEED_RATIO, "fan", lambda s: _fans(s, "Duty", 0.01)
@@ -339,13 +349,8 @@ def groups(layout: wire.Layout) -> list[Group]:
     ]
 
 
-def _floats(values: Any) -> Float:
-    return np.asarray(values, np.float64)
-
-
-def _present(raw: Any, scale: float) -> Float:
-    values = np.asarray(raw)
-    return np.where(values == wire.ABSENT, np.nan, values * scale)
+def _present(raw: NDArray[np.integer[Any]], scale: float) -> Float:
+    return np.where(raw == wire.ABSENT, np.nan, raw * scale)
 
 
 def _temperatures(sensors: NDArray[np.void]) -> Float:
@@ -354,9 +359,9 @@ def _temperatures(sensors: NDArray[np.void]) -> Float:
 
 
 def _ambient(sensors: NDArray[np.void]) -> Float:
-    """(°C, relative humidity), absent when both are 0: that is what a failed I2C bus reads."""
-    raw = _floats([sensors["Tamb"], sensors["Hum"]])
-    return raw * (0.1, 0.001) if raw.any() else np.full(2, np.nan)
+    """°C and relative humidity (n, 2), absent when both are 0: that is what a failed I2C bus reads."""
+    raw = np.stack([sensors["Tamb"], sensors["Hum"]], axis=1)
+    return np.where(raw.any(axis=1, keepdims=True), raw * (0.1, 0.001), np.nan)
 
 
 def _fans(sensors: NDArray[np.void], name: str, scale: float) -> Float:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import psutil
 
 from benchlab_otel import contract
 from benchlab_otel.config import Host
 from benchlab_otel.contract import Metric
-from benchlab_otel.sources.reading import Device, Field, Reading, SourceError
+from benchlab_otel.sources.reading import Device, Field, Batch, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
 
 _MODES = {  # psutil's names to those of the semantic conventions; guest is in user already
@@ -39,16 +40,21 @@ class HostReader:
         self.device = Device(f"host-{name}", "host", f"host {name}", counting_since_ns=booted)
         self._times: dict[str, float] = {}
 
-    def read(self) -> Reading:
+    def read(self) -> Reply:
         """All values of one moment."""
         start = anchor().now_ns()
         try:
             values = [*self._processors(), *_memory(), *_disks(), *_network()]
         except (OSError, psutil.Error) as error:
             raise SourceError("unreadable", f"host: {error}", "mount /proc readable") from None
-        end = anchor().now_ns()
-        fields = [Field("", m, dict(zip(m.labels, labels, strict=True))) for m, labels, _ in values]
-        return Reading(start, end, fields, [value for _, _, value in values])
+        return Reply(start, anchor().now_ns(), values)
+
+    def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
+        """One by one: disks and interfaces come and go."""
+        for reply in replies:
+            values: list[_Value] = reply.raw
+            fields = [Field("", m, dict(zip(m.labels, labels, strict=True))) for m, labels, _ in values]
+            yield Batch(*times([reply]), fields, np.array([[value for _, _, value in values]]))
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -1,22 +1,28 @@
 """Energy counters of the processor (RAPL) by the kernel's powercap tree; AMD exposes the same one.
 
 Format: Documentation/power/powercap/powercap.rst of the Linux kernel. `energy_uj` wraps at
-`max_energy_range_uj`; the exported counters start at 0 when they are opened and never wrap.
+`max_energy_range_uj`; the exported counters start at 0 when they are opened and never wrap. A step
+that no processor can make is no wrap: the counter began again (after a suspend, say), and so do ours.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from benchlab_otel.config import Rapl
 from benchlab_otel.contract import ENERGY_PREFIX, HW_ENERGY
-from benchlab_otel.sources.reading import Device, Field, Reading, SourceError
+from benchlab_otel.sources.reading import Device, Field, Batch, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
 
 HW_ID = "rapl"
+MAX_WATTS = 5000.0  # more than any zone, the whole platform included
+REFRESH_S = 0.01  # a step may have gathered for longer than between two reads: counters refresh each ms or so
 _MAKE_READABLE = "sudo chmod a+r {files} (until reboot; for good: echo '{rule}' | sudo tee {rules})"
 _RULES = "/etc/udev/rules.d/60-rapl.rules"
 _RULE = 'SUBSYSTEM=="powercap", KERNEL=="intel-rapl:*", RUN+="/bin/chmod a+r /sys/%p/energy_uj"'
@@ -36,29 +42,6 @@ def open_reader(settings: Rapl, address: str) -> RaplReader:
     return RaplReader(Path(address))
 
 
-class _Zone:
-    """One counter, made monotonic."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._range = _number((folder / "max_energy_range_uj").read_bytes(), folder)
-        self._file = os.open(folder / "energy_uj", os.O_RDONLY | os.O_CLOEXEC)
-        self._last: int | None = None
-        self._total = 0
-
-    def joules(self) -> float:
-        """Energy since the first call."""
-        now = _number(os.pread(self._file, 32, 0), self.folder)
-        if self._last is not None:
-            used = now - self._last
-            self._total += used if used >= 0 else used + self._range
-        self._last = now
-        return self._total * 1e-6
-
-    def close(self) -> None:
-        os.close(self._file)
-
-
 class RaplReader:
     """All zones of a powercap tree."""
 
@@ -66,41 +49,80 @@ class RaplReader:
         folders = sorted(tree.glob("intel-rapl:*"))
         if not folders:
             raise SourceError("absent", f"{tree}: no RAPL counters", _NO_TREE)
-        self._zones: list[_Zone] = []
+        self._folders = folders
+        self._files: list[int] = []
+        self._clock = anchor()
         try:
             names = _domains(folders)
+            ranges = [(folder / "max_energy_range_uj").read_bytes() for folder in folders]
+            self._range = np.array(_numbers(ranges, folders), np.int64)
             for folder in folders:
-                self._zones.append(_Zone(folder))
+                self._files.append(os.open(folder / "energy_uj", os.O_RDONLY | os.O_CLOEXEC))
+            first = self.read()
         except OSError as error:
             self.close()
             raise _unreadable(tree, error) from None
         except SourceError:
             self.close()
             raise
+        self._names = names
         self._fields = [Field(ENERGY_PREFIX + name, HW_ENERGY, _labels(name)) for name in names]
+        self._last_ns, self._last = first.start_ns, np.array(first.raw, np.int64)
+        self._total = np.zeros(len(names), np.int64)  # microjoules since the first reading
         self.device = Device(
             HW_ID,
             "cpu",
             f"RAPL: {', '.join(names)}",
             simulated=not _is_sysfs(tree),
-            counting_since_ns=anchor().now_ns(),
+            counting_since_ns=first.start_ns,
         )
 
-    def read(self) -> Reading:
+    def read(self) -> Reply:
         """All counters; SourceError when one of them can't be read any more."""
-        start = anchor().now_ns()
+        start = self._clock.now_ns()
         try:
-            values = [zone.joules() for zone in self._zones]
+            texts = [os.pread(file, 32, 0) for file in self._files]
         except OSError as error:
             raise SourceError("lost", f"RAPL: a counter went away: {error}") from None
-        return Reading(start, anchor().now_ns(), self._fields, values)
+        end = self._clock.now_ns()
+        return Reply(start, end, _numbers(texts, self._folders))
+
+    def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
+        """Energy since the counters were opened; SourceError where a counter began again."""
+        start, end = times(replies)
+        counts = np.array([reply.raw for reply in replies], np.int64)
+        steps = np.diff(counts, axis=0, prepend=self._last[None])
+        steps += np.where(steps < 0, self._range, 0)  # wrapped
+        seconds = np.diff(start, prepend=self._last_ns) * 1e-9
+        possible = (steps >= 0) & (steps <= ((seconds + REFRESH_S) * MAX_WATTS * 1e6)[:, None])
+        n = len(replies) if possible.all() else int(np.argmin(possible.all(axis=1)))
+        totals = self._total + np.cumsum(steps, axis=0)
+        if n:
+            yield Batch(start[:n], end[:n], self._fields, totals[:n] * 1e-6)
+        if n < len(replies):
+            zone = int(np.argmin(possible[n]))
+            before = counts[n - 1] if n else self._last
+            change = f"from {before[zone]} to {counts[n, zone]} uJ within {seconds[n]:.3g} s"
+            raise SourceError("reset", f"RAPL: {self._names[zone]} began again: {change}")
+        self._last_ns, self._last, self._total = int(start[-1]), counts[-1], totals[-1]
 
     def close(self) -> None:
         """Closes the counters' files."""
-        for zone in self._zones:
+        for file in self._files:
             with suppress(OSError):
-                zone.close()
-        self._zones = []
+                os.close(file)
+        self._files = []
+
+
+def _numbers(texts: list[bytes], folders: list[Path]) -> list[int]:
+    try:
+        return [int(text) for text in texts]
+    except ValueError:
+        folder, text = next(
+            (folder, text) for folder, text in zip(folders, texts, strict=True) if not text.strip().isdigit()
+        )
+        what = f"{folder}: expected a number of microjoules, found {text[:40]!r}"
+        raise SourceError("garbled", what) from None
 
 
 def _domains(folders: list[Path]) -> list[str]:
@@ -114,14 +136,6 @@ def _domains(folders: list[Path]) -> list[str]:
 def _labels(name: str) -> dict[str, str]:
     kind = "memory" if name.startswith("dram") else "cpu"
     return {"hw.id": HW_ID, "hw.type": kind, "hw.sensor_location": name}
-
-
-def _number(raw: bytes, folder: Path) -> int:
-    try:
-        return int(raw)
-    except ValueError:
-        text = f"{folder}: expected a number of microjoules, found {raw[:40]!r}"
-        raise SourceError("garbled", text) from None
 
 
 def _unreadable(tree: Path, error: OSError) -> SourceError:

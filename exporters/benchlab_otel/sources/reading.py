@@ -1,5 +1,8 @@
 """What a source hands over: a device, its readings, and the error that says why there are none.
 
+Reading is done in two steps, as a sampler that wakes a thousand times a second can do little each
+time: `Reader.read` only asks, and `Reader.decode` makes values of many replies at once.
+
 A source is one module of this package with two functions:
 
 - `addresses(settings) -> list[str]`: what can be read here, each in a thread of its own;
@@ -11,12 +14,14 @@ source is a module, a section there, and its name in `sources.NAMES`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
 
 from benchlab_otel.contract import Metric
-from benchlab_otel.model import Scalar
+from benchlab_otel.model import Float, Int, Scalar
 
 Reason = Literal[
     "absent",  # nothing there
@@ -28,6 +33,8 @@ Reason = Literal[
     "short",  # a part of an answer
     "garbled",  # an answer that is not one
     "implausible",  # an answer with values that can't be
+    "reset",  # its counters began again
+    "defect",  # an error in this program
 ]
 
 
@@ -64,14 +71,22 @@ class Field:
     labels: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Values between request and response (Unix ns); NaN is absent. Same layout = same `fields`."""
+class Reply(NamedTuple):
+    """What came between request and response (Unix ns), in the reader's own form."""
 
     start_ns: int
     end_ns: int
+    raw: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """n readings of the same fields: `start_ns`, `end_ns` (n,); `values` (n, len(fields)), NaN is absent."""
+
+    start_ns: Int
+    end_ns: Int
     fields: Sequence[Field]
-    values: Sequence[float]
+    values: Float
 
 
 class Reader(Protocol):
@@ -79,8 +94,22 @@ class Reader(Protocol):
 
     device: Device
 
-    def read(self) -> Reading:
-        """One reading; SourceError when there is none, after which the reader is to be closed."""
+    def read(self) -> Reply:
+        """One reading, undecoded; SourceError when there is none, after which the reader is to be closed."""
+
+    def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
+        """The readings of all replies since the last call (at least one), also when closed.
+
+        At the first reply that can't be, SourceError after all readings before it.
+        """
 
     def close(self) -> None:
         """Lets go of the device; never raises."""
+
+
+def times(replies: Sequence[Reply]) -> tuple[Int, Int]:
+    """(start, end) of replies, Unix ns."""
+    return (
+        np.array([reply.start_ns for reply in replies], np.int64),
+        np.array([reply.end_ns for reply in replies], np.int64),
+    )

@@ -13,18 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from threading import Event, Thread
 
 import numpy as np
 
 from benchlab_otel import contract
 from benchlab_otel.model import Point, Resource
-from benchlab_otel.otlp.encode import Attribute, Optional, SpanBatch, encode_request
+from benchlab_otel.otlp.encode import SpanBatch, Table, encode_request
 from benchlab_otel.otlp.ids import mix64, nonzero, random64
 from benchlab_otel.otlp.metrics import encode_metrics
 from benchlab_otel.otlp.sink import Sink
-from benchlab_otel.sources.reading import Device, Field, Reader, Reading, SourceError
+from benchlab_otel.sources.reading import Device, Reader, Batch, Reply, SourceError
 from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import anchor
 
@@ -59,7 +58,7 @@ class Runner:
         source: str,
         address: str,
         open_reader: Callable[[], Reader],
-        rate_hz: float,
+        schedule: Schedule,
         sink: Sink,
         resource_of: Callable[[Device | None], Resource],
         flush_s: float,
@@ -67,15 +66,16 @@ class Runner:
     ) -> None:
         self.health = Health(source, address)
         self._open_reader = open_reader
-        self._period = 1.0 / rate_hz
+        self._schedule = schedule
         self._sink = sink
         self._resource_of = resource_of
+        self._resource = resource_of(None)
         self._flush_s, self._metrics_s = flush_s, metrics_s
         self._trace = np.array([random64(), random64()], np.uint64)
         self._root, self._first_span = random64(), random64()
         self._spans = 0
-        self._pending: list[Reading] = []
-        self._latest: Reading | None = None  # not yet told as metrics
+        self._replies: list[Reply] = []  # not yet decoded
+        self._latest: Batch | None = None  # not yet told as metrics
         self._told: dict[Series, Point] = {}  # what the metrics show now
         self._started_ns = anchor().now_ns()
         self._flush_due = self._metrics_due = 0.0
@@ -98,6 +98,13 @@ class Runner:
     # -- reading ----------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._read_until_stopped()
+        except BaseException as error:  # a defect: told, then raised on to threading.excepthook
+            self._failed(SourceError("defect", f"reading ended: {type(error).__name__}: {error}"))
+            raise
+
+    def _read_until_stopped(self) -> None:
         pause = 0.0
         while not self._stop.wait(pause):
             readings = self.health.readings
@@ -108,9 +115,8 @@ class Runner:
                 self._failed(error)
             came = self.health.readings > readings
             pause = _FIRST_PAUSE_S if came else min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, pause * 2))
-        self._flush()
         self._tell([])
-        self._sink.traces(encode_request(self._resource(), [self._session_span()]))
+        self._sink.traces(encode_request(self._resource, [self._session_span()]))
 
     def _open(self) -> Reader:
         begin = time.monotonic()
@@ -119,28 +125,31 @@ class Runner:
         finally:
             self.health.duration_s = time.monotonic() - begin
         if reader.device != self.health.device:
-            self._flush()  # what is left belongs to the device before
-            self._tell([])
+            self._tell([])  # the series of the device before
             self.health.device = reader.device
+            self._resource = self._resource_of(reader.device)
         return reader
 
     def _read_on(self, reader: Reader) -> None:
-        """Reads until `stop`; raises the SourceError that ended it."""
-        schedule = Schedule(self._period, time.monotonic())
-        while True:
-            deadline = schedule.next(time.monotonic())
-            if deadline >= self._flush_due:
-                self._flush()
-            if self._stopped_before(deadline):
-                return
-            begin = time.monotonic()
-            try:
-                reading = reader.read()
-            finally:
-                self.health.duration_s = time.monotonic() - begin
-            self._succeeded(reading)
-            if begin >= self._metrics_due:
-                self._publish_metrics()
+        """Reads until `stop`; raises the SourceError that ended it. Little is done per reading."""
+        schedule, replies = self._schedule, self._replies
+        try:
+            while True:
+                deadline = schedule.next(time.monotonic())
+                if deadline >= self._flush_due:
+                    self._flush(reader)
+                if self._stopped_before(deadline):
+                    return
+                replies.append(self._read(reader))
+        finally:
+            self._flush(reader)
+
+    def _read(self, reader: Reader) -> Reply:
+        begin = time.monotonic()
+        try:
+            return reader.read()
+        finally:
+            self.health.duration_s = time.monotonic() - begin
 
     def _stopped_before(self, deadline: float) -> bool:
         """Waits for the deadline; True when `stop` came first. Short waits sleep: an Event costs more."""
@@ -151,16 +160,6 @@ class Runner:
             time.sleep(left)
         return self._stop.is_set()
 
-    def _succeeded(self, reading: Reading) -> None:
-        health = self.health
-        if not health.ok and health.failures:
-            log.warning("%s: back: %s", health.source, health.device.description if health.device else "")
-        health.ok, health.message, health.fix = True, "", ""
-        health.readings += 1
-        self._latest = reading
-        if any(f.key for f in reading.fields):
-            self._pending.append(reading)
-
     def _failed(self, error: SourceError) -> None:
         health = self.health
         if health.ok or health.message != str(error):
@@ -170,39 +169,46 @@ class Runner:
         health.ok, health.message, health.fix = False, str(error), error.fix
         health.failures[error.reason] += 1
         self._latest = None
-        self._flush()
         self._publish_metrics()
 
     # -- telling ----------------------------------------------------------------------------
 
-    def _resource(self) -> Resource:
-        return self._resource_of(self.health.device)
+    def _flush(self, reader: Reader) -> None:
+        """Decodes and hands over the replies that are waiting; raises SourceError like `decode`."""
+        replies = self._replies.copy()
+        self._replies.clear()
+        if replies:
+            for readings in reader.decode(replies):
+                self._succeeded(reader.device, readings)
+        now = time.monotonic()
+        self._flush_due = now + self._flush_s
+        if now >= self._metrics_due and self._latest is not None:
+            self._publish_metrics()
 
-    def _flush(self) -> None:
-        """Hands over the readings that are waiting, as sample spans."""
-        self._flush_due = time.monotonic() + self._flush_s
-        device, pending = self.health.device, self._pending
-        if device is None or not pending:
-            return
-        self._pending = []
-        batches = [
-            self._sample_spans(device, list(readings))
-            for _, readings in groupby(pending, lambda r: id(r.fields))
-        ]
-        self._sink.traces(encode_request(self._resource(), batches))
+    def _succeeded(self, device: Device, readings: Batch) -> None:
+        health = self.health
+        if not health.ok and health.failures:
+            log.warning("%s: back: %s", health.source, device.description)
+        health.ok, health.message, health.fix = True, "", ""
+        health.readings += len(readings.start_ns)
+        self._latest = readings
+        if sampled := [i for i, f in enumerate(readings.fields) if f.key]:
+            table = Table(tuple(readings.fields[i].key for i in sampled), readings.values[:, sampled])
+            self._sink.traces(encode_request(self._resource, [self._sample_spans(device, readings, table)]))
 
-    def _sample_spans(self, device: Device, readings: Sequence[Reading]) -> SpanBatch:
-        n = len(readings)
+    def _sample_spans(self, device: Device, readings: Batch, table: Table) -> SpanBatch:
+        n = len(readings.start_ns)
         numbers = np.arange(self._spans, self._spans + n, dtype=np.uint64) + np.uint64(self._first_span)
         self._spans += n
         return SpanBatch(
             contract.SAMPLE,
             trace=np.tile(self._trace, (n, 1)),
             span=nonzero(mix64(numbers)),
-            start=np.array([r.start_ns for r in readings], np.int64),
-            end=np.array([r.end_ns for r in readings], np.int64),
+            start=readings.start_ns,
+            end=readings.end_ns,
             parent=np.full(n, self._root, np.uint64),
-            attributes=_attributes(device, readings),
+            attributes={contract.HW_ID: device.hw_id, contract.HW_TYPE: device.hw_type, **device.attributes},
+            table=table,
         )
 
     def _session_span(self) -> SpanBatch:
@@ -230,7 +236,7 @@ class Runner:
         ended = [replace(p, value=math.nan, time_ns=now) for key, p in self._told.items() if key not in told]
         self._told = told
         if points or ended:
-            self._sink.metrics(encode_metrics(self._resource(), [*points, *ended]))
+            self._sink.metrics(encode_metrics(self._resource, [*points, *ended]))
 
     def _health_points(self) -> list[Point]:
         health, now = self.health, anchor().now_ns()
@@ -245,24 +251,12 @@ class Runner:
         return points
 
 
-def _attributes(device: Device, readings: Sequence[Reading]) -> dict[str, Attribute]:
-    """Attributes of sample spans whose readings have the same fields; NaN values are left out."""
-    attributes: dict[str, Attribute] = {contract.HW_ID: device.hw_id, contract.HW_TYPE: device.hw_type}
-    attributes |= device.attributes
-    table = np.array([r.values for r in readings], np.float64)
-    for f, column in zip(readings[0].fields, table.T, strict=True):
-        present = ~np.isnan(column)
-        if f.key and present.any():
-            attributes[f.key] = column if present.all() else Optional(column, present)
-    return attributes
-
-
-def _points(reading: Reading, since_ns: int) -> list[Point]:
-    """The reading as metric points; absent values have none. `since_ns`: when counters began."""
-
-    def point(f: Field, value: float) -> Point:
-        start = since_ns if f.metric.kind == "counter" else 0
-        return Point(f.metric, dict(f.labels), value, reading.end_ns, start)
-
-    pairs = zip(reading.fields, reading.values, strict=True)
-    return [point(f, value) for f, value in pairs if not np.isnan(value)]
+def _points(readings: Batch, since_ns: int) -> list[Point]:
+    """The last reading as metric points; absent values have none. `since_ns`: when counters began."""
+    time_ns = int(readings.end_ns[-1])
+    starts = {"counter": since_ns}
+    return [
+        Point(f.metric, dict(f.labels), value, time_ns, starts.get(f.metric.kind, 0))
+        for f, value in zip(readings.fields, readings.values[-1].tolist(), strict=True)
+        if not math.isnan(value)
+    ]
