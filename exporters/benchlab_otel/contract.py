@@ -82,6 +82,55 @@ FRAME_ENERGY = Metric(
     (*_PIPE, "hw.id", "domain", "method"),
     JOULES,
 )
+_DOMAIN = ("hw.id", "domain")
+_STAGE = (*_PIPE, "pipeline.stage", *_DOMAIN)
+STAGE_POWER = Metric(
+    "pipeline.stage.power", "W", "gauge", "What a stage draws above base while it is active.", _STAGE
+)
+STAGE_POWER_UNCERTAINTY = Metric(
+    "pipeline.stage.power.uncertainty", "W", "gauge", "95 % half width of pipeline.stage.power.", _STAGE
+)
+STAGE_ENERGY = Metric(
+    "pipeline.stage.energy", "J", "gauge", "Mean energy of a stage above base in a frame.", _STAGE
+)
+STAGE_ENERGY_UNCERTAINTY = Metric(
+    "pipeline.stage.energy.uncertainty", "J", "gauge", "95 % half width of pipeline.stage.energy.", _STAGE
+)
+BASE_POWER = Metric(
+    "pipeline.base.power", "W", "gauge", "What a domain draws while no stage is active.", _DOMAIN
+)
+BASE_POWER_UNCERTAINTY = Metric(
+    "pipeline.base.power.uncertainty", "W", "gauge", "95 % half width of pipeline.base.power.", _DOMAIN
+)
+METER_LAG_TIME = Metric("meter.lag", "s", "gauge", "How late a meter's readings are.", _DOMAIN)
+METER_WINDOW_TIME = Metric("meter.window", "s", "gauge", "Time that a meter averages over.", _DOMAIN)
+PREDICTION_ERROR = Metric(
+    "pipeline.energy.prediction.error",
+    "1",
+    "gauge",
+    "Mean miss of readings predicted from all others, with and without knowing the stages.",
+    (*_DOMAIN, "model"),
+)
+PREDICTION_COVERAGE = Metric(
+    "pipeline.energy.prediction.coverage",
+    "1",
+    "gauge",
+    "Share of readings within their predictions' 95 % interval.",
+    _DOMAIN,
+)
+ENERGY_RESIDUAL = Metric(
+    "pipeline.energy.residual",
+    "J",
+    "gauge",
+    "Measured energy less shares and idle, over the stretch that the model was fitted on.",
+    _DOMAIN,
+)
+ENERGY_RESIDUAL_UNCERTAINTY = Metric(
+    "pipeline.energy.residual.uncertainty", "J", "gauge", "95 % half width of the residual.", _DOMAIN
+)
+ALIGN_LATE = Metric(
+    "align.late", "{item}", "counter", "Spans, frames and readings that came too late.", ("item",)
+)
 PROBE_LOST = Metric(
     "pipeline.probe.lost",
     "{mark}",

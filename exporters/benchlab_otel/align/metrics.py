@@ -9,6 +9,7 @@ import numpy as np
 
 from benchlab_otel import contract
 from benchlab_otel.align.aligner import Aligned
+from benchlab_otel.align.attribution import Attribution
 from benchlab_otel.align.marks import UnknownMark, latency
 from benchlab_otel.contract import Metric
 from benchlab_otel.model import OUTCOMES, Exemplar, Float, Frames, HistogramPoint, Int, Point
@@ -90,6 +91,36 @@ def _observe(
         found.exemplars[int(bucket[i])] = Exemplar(
             float(values[i]), int(frames.end[frame]), trace, int(frames.span[frame])
         )
+
+
+def attribution_points(found: Attribution, now_ns: int) -> list[Point]:
+    """What a domain's newest fit says of stages, base and meter; nothing where it could not be resolved."""
+    domain = {"hw.id": found.meter, "domain": found.domain}
+    out: list[Point] = []
+
+    def add(metric: Metric, value: float, **labels: str) -> None:
+        if np.isfinite(value):
+            out.append(Point(metric, domain | labels, value, now_ns))
+
+    for stage in found.stages:
+        labels = {"pipeline.name": stage.pipeline, "pipeline.stage": "+".join(stage.group)}
+        add(contract.STAGE_POWER, stage.watts, **labels)
+        add(contract.STAGE_POWER_UNCERTAINTY, stage.watts_uncertainty, **labels)
+        add(contract.STAGE_ENERGY, stage.joules, **labels)
+        add(contract.STAGE_ENERGY_UNCERTAINTY, stage.joules_uncertainty, **labels)
+    add(contract.BASE_POWER, found.base_watts)
+    add(contract.BASE_POWER_UNCERTAINTY, found.base_uncertainty)
+    if found.identification is not None and found.identification.found:
+        add(contract.METER_LAG_TIME, found.kernel.lag_s)
+        add(contract.METER_WINDOW_TIME, found.kernel.width_s)
+    if found.check is not None:
+        add(contract.PREDICTION_ERROR, found.check.error, model="stages")
+        add(contract.PREDICTION_ERROR, found.check.error_no_stages, model="none")
+        add(contract.PREDICTION_COVERAGE, found.check.coverage)
+    if found.ledger is not None:
+        add(contract.ENERGY_RESIDUAL, found.ledger.residual)
+        add(contract.ENERGY_RESIDUAL_UNCERTAINTY, found.ledger.residual_uncertainty)
+    return out
 
 
 def points(state: FrameMetrics, now_ns: int) -> list[Point | HistogramPoint]:
