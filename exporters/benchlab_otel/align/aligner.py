@@ -14,7 +14,7 @@ import numpy as np
 from benchlab_otel.align.clock import Clock, to_time_base
 from benchlab_otel.align.frames import Assembly, assemble, finish
 from benchlab_otel.align.interpolate import LOOK_BACK, InFlight, frame_energy, in_flight_share
-from benchlab_otel.align.readings import Key, append, extract, since, slice_of
+from benchlab_otel.align.readings import Key, Series, extract, slice_of
 from benchlab_otel.model import Float, FrameEnergy, Frames, Readings, Spans
 
 KEEP_NS = 60_000_000_000  # readings are kept this long: the longest frame that gets its energy
@@ -22,11 +22,16 @@ KEEP_NS = 60_000_000_000  # readings are kept this long: the longest frame that 
 
 @dataclass(slots=True)
 class Aligned:
-    """Frames of one pipeline with their energy; `readings[i]` is what `energy[i]` came from."""
+    """Frames of one pipeline with their energy.
+
+    `readings[i]` is what `energy[i]` came from and `domains[i]` its name in the session: the domain,
+    with `@meter` for a meter that came after another one with the same domain.
+    """
 
     frames: Frames
     energy: list[FrameEnergy]
     readings: list[Readings]
+    domains: list[str]
 
 
 @dataclass(slots=True)
@@ -38,23 +43,36 @@ class Aligner:
     keep_ns: int = KEEP_NS
     clock: Clock = field(default_factory=Clock)
     assembly: Assembly = field(init=False)
-    readings: dict[Key, Readings] = field(default_factory=dict)
+    series: dict[Key, Series] = field(default_factory=dict)
     waiting: list[Frames] = field(default_factory=list)
     in_flight: dict[tuple[str, str], InFlight] = field(default_factory=dict)
-    late_readings: int = 0
 
     def __post_init__(self) -> None:
         self.assembly = Assembly(self.lateness_ns)
 
+    @property
+    def readings(self) -> dict[tuple[str, str], Readings]:
+        """The readings of each meter and domain; of what a meter gives both ways the counter's."""
+        kinds = sorted(self.series, key=lambda key: key[2] == "energy")
+        chosen = {key[:2]: self.series[key].readings for key in kinds}
+        return {key[:2]: chosen[key[:2]] for key in self.series}
+
+    @property
+    def late_readings(self) -> int:
+        """Readings that came after a later one of the same meter."""
+        return sum(series.late for series in self.series.values())
+
 
 def align(state: Aligner, spans: Spans) -> list[Aligned]:
     """Takes in a block of spans (its times are shifted in place); returns the frames that are done."""
-    to_time_base(state.clock, spans)
+    ours = to_time_base(state.clock, spans)
     for new in extract(spans):
-        key = (new.meter, new.domain)
-        state.readings[key], late = append(state.readings.get(key), new)
-        state.late_readings += late
-    state.waiting += assemble(state.assembly, spans)
+        key = (new.meter, new.domain, new.kind)
+        if key in state.series:
+            state.series[key].append(new)
+        else:
+            state.series[key] = Series(new)
+    state.waiting += assemble(state.assembly, spans, ours)
     out = _ready(state, _horizon(state))
     _forget(state)
     return out
@@ -76,23 +94,31 @@ def _horizon(state: Aligner) -> int:
 
 def _ready(state: Aligner, horizon: int) -> list[Aligned]:
     out, waiting = [], []
+    series = state.readings if state.waiting else {}
     for frames in state.waiting:
         count = int(np.searchsorted(frames.end, horizon, side="right"))
         if count:
-            out.append(_with_energy(state, part(frames, 0, count)))
+            out.append(_with_energy(state, part(frames, 0, count), series))
         if count < len(frames):
             waiting.append(part(frames, count, len(frames)))
     state.waiting = waiting
     return out
 
 
-def _with_energy(state: Aligner, frames: Frames) -> Aligned:
-    series = list(state.readings.values())
+def _with_energy(state: Aligner, frames: Frames, series: dict[tuple[str, str], Readings]) -> Aligned:
     key = (frames.service, frames.pipeline)
     share, state.in_flight[key] = in_flight_share(frames.begin, frames.end, state.in_flight.get(key))
-    energy = [_around(r, frames, share) for r in series]
-    known = [i for i, e in enumerate(energy) if np.isfinite(e.energy).any()]
-    return Aligned(frames, [energy[i] for i in known], [series[i] for i in known])
+    taken: set[str] = set()
+    out = Aligned(frames, [], [], [])
+    for (meter, domain), readings in series.items():
+        name = f"{domain}@{meter}" if domain in taken else domain
+        taken.add(domain)
+        energy = _around(readings, frames, share)
+        if np.isfinite(energy.energy).any():
+            out.energy.append(energy)
+            out.readings.append(readings)
+            out.domains.append(name)
+    return out
 
 
 def _around(readings: Readings, frames: Frames, share: Float) -> FrameEnergy:
@@ -112,9 +138,10 @@ def _around(readings: Readings, frames: Frames, share: Float) -> FrameEnergy:
 
 def _forget(state: Aligner) -> None:
     oldest = min([state.assembly.watermark - state.keep_ns, *(int(f.begin.min()) for f in state.waiting)])
-    for key, readings in state.readings.items():
-        if len(readings) and readings.time[len(readings) // 2] < oldest:
-            state.readings[key] = since(readings, oldest, keep_before=2 * LOOK_BACK)
+    for series in state.series.values():
+        time = series.readings.time
+        if len(time) > 4 * LOOK_BACK and time[len(time) // 2] < oldest:
+            series.forget(oldest, keep_before=2 * LOOK_BACK)
 
 
 def part(frames: Frames, first: int, last: int) -> Frames:

@@ -8,13 +8,18 @@ the last value before them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from benchlab_otel.align.columns import integers
 from benchlab_otel.contract import CLOCK, CLOCK_WALL_OFFSET
-from benchlab_otel.model import Spans
+from benchlab_otel.model import Bool, Int, Spans
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE
+
+_LIMIT = 1 << 62  # an offset of so much is none
 
 
 @dataclass(slots=True)
@@ -26,27 +31,47 @@ class Clock:
     wall_offset_ns: int = 0
 
 
-def to_time_base(clock: Clock, spans: Spans) -> None:
-    """Shifts the spans' times in place, and takes in what the block says of the clocks."""
+def to_time_base(clock: Clock, spans: Spans) -> Bool:
+    """Shifts the spans' times in place, and takes in what the block says of the clocks.
+
+    Returns which spans (n,) carry the host's own time base: their times can be relied on.
+    """
+    ours = np.zeros(len(spans), np.bool_)
     for i, resource in enumerate(spans.resources):
-        offset = resource.get(CLOCK_ATTRIBUTE)
-        if isinstance(offset, int) and clock.reference_ns is None:
+        offset = _offset(resource)
+        if offset is None:
+            continue
+        if clock.reference_ns is None:
             clock.reference_ns = offset
         rows = spans.resource == i
-        if isinstance(offset, int):
-            _learn_wall_offset(clock, spans, rows)
-            shift = (clock.reference_ns or offset) - offset
-        else:
-            shift = -clock.wall_offset_ns
-        if shift:
-            spans.start[rows] += shift
-            spans.end[rows] += shift
+        ours |= rows
+        _shift(spans, rows, np.int64(clock.reference_ns - offset))
+    _shift(spans, ~ours, -_wall_offsets(clock, spans, ours))
+    return ours
 
 
-def _learn_wall_offset(clock: Clock, spans: Spans, rows: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
-    column = spans.attributes.get(CLOCK_WALL_OFFSET)
-    if column is None or CLOCK not in spans.names:
-        return
-    ours = rows[column.rows] & (spans.name[column.rows] == spans.names.index(CLOCK))
-    if ours.any():
-        clock.wall_offset_ns = int(column.values[ours][-1])
+def _offset(resource: Mapping[str, Any]) -> int | None:
+    offset = resource.get(CLOCK_ATTRIBUTE)
+    if not isinstance(offset, int) or isinstance(offset, bool) or abs(offset) >= _LIMIT:
+        return None
+    return offset
+
+
+def _shift(spans: Spans, rows: Bool, by: np.int64 | Int) -> None:
+    moved = np.where(rows & (spans.start != 0), by, 0)  # a time that was not given stays so
+    if moved.any():
+        spans.start += moved
+        spans.end += moved
+
+
+def _wall_offsets(clock: Clock, spans: Spans, ours: Bool) -> Int:
+    """The wall offset (n,) that was last recorded before each span."""
+    offsets = np.full(len(spans), clock.wall_offset_ns, np.int64)
+    if CLOCK not in spans.names:
+        return offsets
+    told = integers(spans, CLOCK_WALL_OFFSET, absent=_LIMIT, limit=_LIMIT - 1)
+    rows = np.flatnonzero(ours & (spans.name == spans.names.index(CLOCK)) & (told != _LIMIT))
+    for row in rows.tolist():
+        clock.wall_offset_ns = int(told[row])
+        offsets[row:] = clock.wall_offset_ns
+    return offsets

@@ -25,7 +25,7 @@ def encode_energy(aligned: Aligned, resource: Resource) -> bytes:
         return b""
     attributes: dict[str, Attribute] = {}
     seconds: Float = (frames.end[rows] - frames.begin[rows]) / 1e9
-    for domain, energy in _named(aligned.energy):
+    for domain, energy in zip(aligned.domains, aligned.energy, strict=True):
         _describe(attributes, domain, energy, rows, seconds)
     count, trace, span = _links(aligned, rows)
     batch = SpanBatch(
@@ -43,17 +43,6 @@ def encode_energy(aligned: Aligned, resource: Resource) -> bytes:
     simulated = frames.simulated or any(e.simulated for e in aligned.energy)
     extra = {SIMULATED: True} if simulated else {}
     return encode_request({**resource, **extra}, [batch])
-
-
-def _named(energies: list[FrameEnergy]) -> list[tuple[str, FrameEnergy]]:
-    """The domain's name for each; of meters that share a domain's name the later ones add their own."""
-    taken: set[str] = set()
-    out = []
-    for energy in energies:
-        name = energy.domain if energy.domain not in taken else f"{energy.domain}@{energy.meter}"
-        taken.add(name)
-        out.append((name, energy))
-    return out
 
 
 def _describe(
@@ -93,11 +82,11 @@ def _links(aligned: Aligned, rows: Int) -> tuple[Int, Uint, Uint]:
         columns.append((count, steps[None, :] < count[:, None], readings.trace[index], readings.span[index]))
         width += len(steps)
     valid = np.concatenate([c[1] for c in columns], axis=1)
-    order = np.argsort(~valid, axis=1, kind="stable")  # the links that exist come first
+    order = np.argsort(~valid, axis=1, kind="stable")[:, :MAX_LINKS]  # the links that exist come first
     trace = np.concatenate([c[2] for c in columns], axis=1)
     span = np.concatenate([c[3] for c in columns], axis=1)
     return (
-        valid.sum(axis=1).astype(np.int64),
+        np.minimum(valid.sum(axis=1), MAX_LINKS).astype(np.int64),
         np.take_along_axis(trace, order[:, :, None], axis=1),
         np.take_along_axis(span, order, axis=1),
     )

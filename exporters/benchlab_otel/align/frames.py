@@ -1,17 +1,21 @@
 """Spans to frames: a root span with `pipeline.name` and its children, joined by trace and parent id.
 
 Spans arrive in any order, from several threads and processes. A frame is given out when event
-time (the latest end of any span seen) is `lateness_ns` past its end, so what comes out depends on
-what came in and not on when it was read: a live run and its archive give the same frames.
+time is `lateness_ns` past its end, so what comes out depends on what came in and not on when it was
+read: a live run and its archive give the same frames.
+
+Event time is the latest end of any span seen. As soon as one span is on the host's own time base,
+only such spans count: a foreign sender whose clock is wrong must not end everybody's frames.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchlab_otel.align.columns import integers, is_simulated, texts
 from benchlab_otel.contract import (
     ENERGY,
     FIRST_MARK,
@@ -20,7 +24,6 @@ from benchlab_otel.contract import (
     PIPELINE_NAME,
     PIPELINE_STAGE,
     SAMPLE,
-    SIMULATED,
 )
 from benchlab_otel.model import (
     COMPLETED,
@@ -47,20 +50,40 @@ class Assembly:
     lateness_ns: int
     waiting: Spans | None = None
     watermark: int = 0
+    trusted: bool = False  # event time comes from spans on the host's own time base
     done: Uint = field(default_factory=lambda: np.empty(0, np.uint64))
     done_end: Int = field(default_factory=lambda: np.empty(0, np.int64))
     late: int = 0  # stages that came after their frame was given out
     repeated: int = 0  # spans that came twice
     orphaned: int = 0  # stages whose frame never came
+    invalid: int = 0  # spans without a begin or that end before it
 
 
-def assemble(state: Assembly, spans: Spans) -> list[Frames]:
-    """Takes in a block of spans; returns the frames that are now complete, by pipeline and service."""
-    wanted = _of_pipelines(spans)
-    if len(spans):
-        state.watermark = max(state.watermark, int(spans.end.max()))
+def assemble(state: Assembly, spans: Spans, ours: Bool | None = None) -> list[Frames]:
+    """Takes in a block of spans; returns the frames that are now complete, by pipeline and service.
+
+    `ours` (n,) tells which spans are on the host's own time base.
+    """
+    valid = (spans.start > 0) & (spans.end >= spans.start)
+    state.invalid += int(len(spans) - valid.sum())
+    _advance(state, spans, valid, ours)
+    wanted = np.flatnonzero(valid & _of_pipelines(spans))
+    others = _keys_of_others(spans)
     parts = [s for s in (state.waiting, take(spans, wanted) if len(wanted) < len(spans) else spans) if s]
-    return _give_out(state, concatenate(parts), state.watermark - state.lateness_ns) if parts else []
+    if not parts:
+        return []
+    return _give_out(state, concatenate(parts), state.watermark - state.lateness_ns, others)
+
+
+def _advance(state: Assembly, spans: Spans, valid: Bool, ours: Bool | None) -> None:
+    """Moves event time on."""
+    if ours is not None and ours.any():
+        if not state.trusted:
+            state.trusted, state.watermark = True, 0
+        valid = valid & ours
+    elif state.trusted:
+        return
+    state.watermark = max(state.watermark, int(spans.end[valid].max(initial=0)))
 
 
 def finish(state: Assembly) -> list[Frames]:
@@ -68,18 +91,28 @@ def finish(state: Assembly) -> list[Frames]:
     waiting, state.waiting = state.waiting, None
     if waiting is None:
         return []
-    out = _give_out(state, waiting, np.iinfo(np.int64).max)
+    out = _give_out(state, waiting, np.iinfo(np.int64).max, np.empty(0, np.uint64))
     if state.waiting is not None:
         state.orphaned += len(state.waiting)
         state.waiting = None
     return out
 
 
-def _of_pipelines(spans: Spans) -> Int:
-    """Rows that may be frames or stages: roots with a pipeline's name, and children but for our own."""
+def _of_pipelines(spans: Spans) -> Bool:
+    """Rows (n,) that may be frames or stages: roots with a pipeline's name, and children but for our own."""
     others = [i for i, name in enumerate(spans.names) if name in (SAMPLE, ENERGY)]
     child: Bool = (spans.parent != 0) & ~np.isin(spans.name, others)
-    return np.flatnonzero(child | _roots(spans))
+    return child | _roots(spans)
+
+
+def _keys_of_others(spans: Spans) -> Uint:
+    """Keys of the spans that are no frame: their children are no stages, and need not be waited with."""
+    rows = np.flatnonzero(~_roots(spans) & (spans.name != _code(spans, SAMPLE)))
+    return frame_key(spans.trace[rows], spans.span[rows])
+
+
+def _code(spans: Spans, name: str) -> int:
+    return spans.names.index(name) if name in spans.names else -1
 
 
 def _roots(spans: Spans) -> Bool:
@@ -95,8 +128,11 @@ def frame_key(trace: Uint, span: Uint) -> Uint:
     return mix64(trace[:, 0] ^ mix64(trace[:, 1] ^ mix64(span)))
 
 
-def _give_out(state: Assembly, spans: Spans, before: int) -> list[Frames]:
-    """Frames among `spans` that ended before `before`; the rest is kept in the state."""
+def _give_out(state: Assembly, spans: Spans, before: int, others: Uint) -> list[Frames]:
+    """Frames among `spans` that ended before `before`; the rest is kept in the state.
+
+    `others` are keys of spans that are no frame.
+    """
     is_root = _roots(spans)
     roots, children = np.flatnonzero(is_root), np.flatnonzero(~is_root)
     root_key = frame_key(spans.trace[roots], spans.span[roots])
@@ -113,7 +149,8 @@ def _give_out(state: Assembly, spans: Spans, before: int) -> list[Frames]:
     leaving = owned & ready[owner] if len(order) else owned
     out = _frames(spans, roots[ready], children[leaving], (np.cumsum(ready) - 1)[owner[leaving]])
     _remember(state, root_key[ready], end[ready])
-    _keep(state, spans, roots[~ready], children[~leaving], child_frame[~leaving], before)
+    staying = ~leaving & ~np.isin(child_frame, others)
+    _keep(state, spans, roots[~ready], children[staying], child_frame[staying])
     return out
 
 
@@ -135,27 +172,42 @@ def _remember(state: Assembly, key: Uint, end: Int) -> None:
     state.done, state.done_end = done, done_end
 
 
-def _keep(state: Assembly, spans: Spans, roots: Int, children: Int, child_frame: Uint, before: int) -> None:
+def _keep(state: Assembly, spans: Spans, roots: Int, children: Int, child_frame: Uint) -> None:
     """Keeps what may still become part of a frame; counts what can't any more."""
     late = np.isin(child_frame, state.done)
     old = (spans.end[children] < state.watermark - ORPHAN_NS) & ~late
     state.late += int(late.sum())
     state.orphaned += int(old.sum())
     rows = np.sort(np.concatenate([roots, children[~(late | old)]]))
-    state.waiting = take(spans, rows) if len(rows) else None
+    state.waiting = _compact(take(spans, rows)) if len(rows) else None
+
+
+def _compact(spans: Spans) -> Spans:
+    """Without the names and resources that no span has any more, so that they don't pile up."""
+    if len(spans.names) < 256 and len(spans.resources) < 64:
+        return spans
+    names, name = np.unique(spans.name, return_inverse=True)
+    resources, resource = np.unique(spans.resource, return_inverse=True)
+    return replace(
+        spans,
+        name=name.astype(np.int32),
+        names=[spans.names[i] for i in names],
+        resource=resource.astype(np.int32),
+        resources=[spans.resources[i] for i in resources],
+    )
 
 
 def _frames(spans: Spans, roots: Int, children: Int, owner: Int) -> list[Frames]:
     """Frames from complete rows, one entry for each pipeline of each resource; `owner` indexes `roots`."""
     if not len(roots):
         return []
-    pipeline = _text(spans, PIPELINE_NAME, roots)
+    pipeline = texts(spans, PIPELINE_NAME)[roots]
     resource = spans.resource[roots]
     out = []
     for name in dict.fromkeys(pipeline.tolist()):
         for code in np.unique(resource[pipeline == name]).tolist():
             mine = (pipeline == name) & (resource == code)
-            out.append(_one_pipeline(spans, str(name), code, roots, mine, children, owner))
+            out.append(_one_pipeline(spans, name, code, roots, mine, children, owner))
     return out
 
 
@@ -175,23 +227,22 @@ def _one_pipeline(
     by_time = np.lexsort((spans.end[children], spans.start[children], rank[place]))
     children, place = children[by_time], rank[place][by_time]
     stage, names = _stages(spans, children)
-    first_mark = _text(spans, FIRST_MARK, rows)
     return Frames(
         pipeline=pipeline,
         trace=spans.trace[rows][order],
         span=spans.span[rows][order],
         begin=begin[order],
         end=end[order],
-        number=_numbers(spans, rows)[order],
+        number=integers(spans, FRAME_NUMBER, absent=-1)[rows][order],
         outcome=_outcomes(spans, rows)[order],
         stage_frame=place,
         stage=stage,
         stage_begin=spans.start[children],
         stage_end=spans.end[children],
         stage_names=names,
-        simulated=bool(spans.resources[resource].get(SIMULATED)),
+        simulated=is_simulated(spans.resources[resource]),
         service=str(spans.resources[resource].get("service.name", "")),
-        first_mark=str(first_mark[0]),
+        first_mark=texts(spans, FIRST_MARK)[rows[0]],
     )
 
 
@@ -207,35 +258,17 @@ def _without_repeats(spans: Spans, children: Int, place: Int) -> tuple[Int, Int]
 
 def _stages(spans: Spans, children: Int) -> tuple[NDArray[np.int32], list[str]]:
     """(codes, names): the attribute `pipeline.stage`, else the span's name."""
-    labels = np.array(spans.names, object)[spans.name]
-    column = spans.attributes.get(PIPELINE_STAGE)
-    if column is not None:
-        labels[column.rows] = column.values
+    labels = texts(spans, PIPELINE_STAGE)[children]
+    unnamed = labels == ""
+    labels[unnamed] = np.array(spans.names, object)[spans.name[children[unnamed]]]
     names: dict[str, int] = {}
-    codes = [names.setdefault(str(label), len(names)) for label in labels[children]]
+    codes = [names.setdefault(label, len(names)) for label in labels]
     return np.array(codes, np.int32), list(names)
-
-
-def _text(spans: Spans, attribute: str, rows: Int) -> NDArray[np.object_]:
-    values = np.full(len(spans), "", object)
-    column = spans.attributes.get(attribute)
-    if column is not None:
-        values[column.rows] = column.values
-    return values[rows]
-
-
-def _numbers(spans: Spans, rows: Int) -> Int:
-    """`frame.number`, -1 where the span has none."""
-    values = np.full(len(spans), -1, np.int64)
-    column = spans.attributes.get(FRAME_NUMBER)
-    if column is not None and column.values.dtype.kind == "i":
-        values[column.rows] = column.values
-    return values[rows]
 
 
 def _outcomes(spans: Spans, rows: Int) -> NDArray[np.uint8]:
     """`frame.outcome`; where a span has none, its status tells."""
-    text = _text(spans, FRAME_OUTCOME, rows)
+    text = texts(spans, FRAME_OUTCOME)[rows]
     known = {name: i for i, name in enumerate(OUTCOMES)}
     by_status = np.where(
         spans.status[rows] == STATUS_ERROR, OUTCOMES.index(FAILED), OUTCOMES.index(COMPLETED)

@@ -25,12 +25,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from benchlab_otel.model import Bool, Float, FrameEnergy, Int, Readings
 
 Z95 = 1.959963984540054
 LOOK_BACK = 16  # steps between readings from which the local deviation is estimated
-GAP_FACTOR = 5.0  # an interval this many times the median is a gap in the readings
+GAP_FACTOR = 5.0  # an interval this many times the usual one is a gap in the readings
 
 
 @dataclass(slots=True)
@@ -64,17 +65,18 @@ def curve(readings: Readings) -> Curve | None:
         return None
     time = readings.time - readings.window_ns // 2
     span = np.diff(time) * 1e-9
-    typical = float(np.median(span))
+    typical = _running_median(span)
     gap = span > GAP_FACTOR * typical
     if readings.kind == "energy":
         power = None
         energy = readings.value - readings.value[0]
+        gap |= np.diff(energy) < 0  # the counter started anew
         level = np.diff(energy) / span
     else:
         power = readings.value
         energy = np.append(0.0, np.cumsum((power[1:] + power[:-1]) * 0.5 * span))
         level = power
-    window = readings.window_ns * 1e-9 or typical
+    window = readings.window_ns * 1e-9 or np.append(typical[:1], typical)
     deviation, mean = _deviation(level), _running_mean(level)
     if power is None:
         deviation, mean = np.append(deviation[:1], deviation), np.append(mean[:1], mean)
@@ -99,6 +101,13 @@ def _deviation(level: Float) -> Float:
     if len(level) < 2:
         return np.zeros(len(level))
     return np.sqrt(_running_mean(np.diff(level, prepend=level[0]) ** 2, skip=1) / 2.0)
+
+
+def _running_median(values: Float) -> Float:
+    """Median (n,) of the last LOOK_BACK values; the first few rows take in what is there."""
+    width = min(LOOK_BACK, len(values))
+    medians: Float = np.median(sliding_window_view(values, width), axis=1)
+    return np.append(np.full(width - 1, medians[0]), medians)
 
 
 def _running_mean(values: Float, skip: int = 0) -> Float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchlab_otel.align.columns import floats, integers, is_simulated, texts
 from benchlab_otel.contract import (
     ENERGY_PREFIX,
     HW_ID,
@@ -14,63 +16,50 @@ from benchlab_otel.contract import (
     METER_WINDOW,
     POWER_PREFIX,
     SAMPLE,
-    SIMULATED,
 )
 from benchlab_otel.model import Bool, Int, Readings, Spans
 
-Key = tuple[str, str]  # (meter, domain)
+Kind = Literal["power", "energy"]
+Key = tuple[str, str, Kind]  # meter, domain, what its values are
+_LONGEST_NS = 3_600_000_000_000  # no meter lags or averages by more than an hour
 
 
 def extract(spans: Spans) -> list[Readings]:
-    """The readings in a block of spans, one entry for each (meter, domain), ascending in time.
-
-    A domain that a meter gives both as power and as energy counter is read from the counter.
-    """
+    """The readings in a block of spans, one entry for each meter, domain and kind, ascending in time."""
     if SAMPLE not in spans.names:
         return []
-    is_sample = spans.name == spans.names.index(SAMPLE)
-    meters = spans.attributes.get(HW_ID)
-    if meters is None:
-        return []
-    meter = np.full(len(spans), "", object)
-    meter[meters.rows] = meters.values
-    lag, window = _per_row(spans, METER_LAG), _per_row(spans, METER_WINDOW)
-    found: dict[Key, Readings] = {}
+    is_sample = (spans.name == spans.names.index(SAMPLE)) & (spans.start > 0) & (spans.end >= spans.start)
+    meter = texts(spans, HW_ID)
+    lag = integers(spans, METER_LAG, absent=0, limit=_LONGEST_NS)
+    window = integers(spans, METER_WINDOW, absent=0, limit=_LONGEST_NS)
+    found = []
     for key, column in spans.attributes.items():
         kind, domain = _domain(key)
-        if kind is None or column.values.dtype.kind not in "fiu":
+        if kind is None:
             continue
-        usable = is_sample[column.rows] & np.isfinite(column.values.astype(np.float64))
-        rows, values = column.rows[usable], column.values[usable].astype(np.float64)
+        values = floats(column.values)
+        usable = is_sample[column.rows] & np.isfinite(values) & (meter[column.rows] != "")
+        rows, values = column.rows[usable], values[usable]
         for name in dict.fromkeys(meter[rows].tolist()):
             mine = meter[rows] == name
-            series = _series(spans, str(name), domain, kind, rows[mine], values[mine], lag, window)
-            if kind == "energy" or (str(name), domain) not in found:
-                found[str(name), domain] = series
-    return list(found.values())
+            found.append(_series(spans, name, domain, kind, rows[mine], values[mine], lag, window))
+    return found
 
 
-def _domain(attribute: str) -> tuple[Literal["power", "energy"] | None, str]:
-    for prefix, kind in ((POWER_PREFIX, "power"), (ENERGY_PREFIX, "energy")):
+def _domain(attribute: str) -> tuple[Kind | None, str]:
+    prefixes: tuple[tuple[str, Kind], ...] = ((POWER_PREFIX, "power"), (ENERGY_PREFIX, "energy"))
+    for prefix, kind in prefixes:
         rest = attribute.removeprefix(prefix)
         if rest != attribute and rest and "." not in rest:
-            return ("power" if kind == "power" else "energy"), rest
+            return kind, rest
     return None, ""
-
-
-def _per_row(spans: Spans, attribute: str) -> Int:
-    values = np.zeros(len(spans), np.int64)
-    column = spans.attributes.get(attribute)
-    if column is not None and column.values.dtype.kind in "iuf":
-        values[column.rows] = column.values
-    return values
 
 
 def _series(
     spans: Spans,
     meter: str,
     domain: str,
-    kind: Literal["power", "energy"],
+    kind: Kind,
     rows: Int,
     values: NDArray[np.float64],
     lag: Int,
@@ -85,28 +74,73 @@ def _series(
         domain=domain,
         kind=kind,
         time=time[order],
-        uncertainty=np.maximum((spans.end[rows] - spans.start[rows]) // 2, 0),
+        uncertainty=(spans.end[rows] - spans.start[rows]) // 2,
         value=values[order],
         trace=spans.trace[rows],
         span=spans.span[rows],
-        window_ns=int(window[rows[-1]]) if len(rows) else 0,
-        simulated=any(bool(spans.resources[i].get(SIMULATED)) for i in set(spans.resource[rows].tolist())),
+        window_ns=max(0, int(window[rows[-1]])),
+        simulated=any(is_simulated(spans.resources[i]) for i in set(spans.resource[rows].tolist())),
     )
 
 
-def append(before: Readings | None, new: Readings) -> tuple[Readings, int]:
-    """The series with the new readings sorted in, repeats (same span) left out; and how many were late.
+_COLUMNS = ("time", "uncertainty", "value", "trace", "span")
 
-    A reading of the same instant as a known one is a repeat too. Late means before the end of what
-    was known: such a reading is taken in all the same.
-    """
-    if before is None or not len(before):
-        return _unique(new), 0
-    if len(new) and new.time[0] > before.time[-1]:
-        return _merged(before, _unique(new), None), 0
-    both = _merged(before, new, np.argsort(np.concatenate([before.time, new.time]), kind="stable"))
-    late = int((new.time < before.time[-1]).sum())
-    return _unique(both), late
+
+@dataclass(slots=True)
+class Series:
+    """A series that grows at its end without copying what it has; `readings` are views of `_room`."""
+
+    readings: Readings
+    late: int = 0  # readings that came after a later one
+    _room: Readings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.readings = self._room = _unique(self.readings)
+
+    def append(self, new: Readings) -> None:
+        """Takes in readings; those out of order are sorted in, repeats (of the same instant) left out."""
+        known = self.readings
+        if len(known) and new.time[0] <= known.time[-1]:
+            self.late += int((new.time < known.time[-1]).sum())
+            self._sort_in(new)
+            return
+        new = _unique(new)
+        size = len(known) + len(new)
+        if size > len(self._room.time):
+            self._room = _with_room(known, size + size // 2)
+        for name in _COLUMNS:
+            getattr(self._room, name)[len(known) : size] = getattr(new, name)
+        self._room = replace(self._room, window_ns=new.window_ns, simulated=known.simulated or new.simulated)
+        self.readings = slice_of(self._room, 0, size)
+
+    def _sort_in(self, new: Readings) -> None:
+        """Into arrays of their own: who holds the earlier views keeps what they show."""
+        first = int(np.searchsorted(self.readings.time, new.time[0]))
+        tail = slice_of(self.readings, first, len(self.readings))
+        order = np.argsort(np.concatenate([tail.time, new.time]), kind="stable")
+        both: dict[str, Any] = {
+            c: np.concatenate([getattr(tail, c), getattr(new, c)])[order] for c in _COLUMNS
+        }
+        sorted_in = _unique(replace(new, **both, simulated=tail.simulated or new.simulated))
+        self._room = _with_room(slice_of(self.readings, 0, first), first + len(sorted_in))
+        self.readings = slice_of(self._room, 0, first)
+        self.append(sorted_in)
+
+    def forget(self, time_ns: int, keep_before: int) -> None:
+        """Drops what is before `time_ns` but for the last `keep_before`."""
+        kept = since(self.readings, time_ns, keep_before)
+        self._room = _with_room(kept, len(kept))
+        self.readings = self._room
+
+
+def _with_room(readings: Readings, size: int) -> Readings:
+    """A copy in arrays of `size` rows, of which the first are filled."""
+    columns: dict[str, Any] = {}
+    for name in _COLUMNS:
+        old = getattr(readings, name)
+        columns[name] = np.empty((size, *old.shape[1:]), old.dtype)
+        columns[name][: len(old)] = old
+    return replace(readings, **columns)
 
 
 def since(readings: Readings, time_ns: int, keep_before: int) -> Readings:
@@ -125,25 +159,6 @@ def _unique(readings: Readings) -> Readings:
         return readings
     first: Bool = np.append(True, np.diff(readings.time) > 0)
     return readings if first.all() else _take(readings, first)
-
-
-def _merged(a: Readings, b: Readings, order: Int | None) -> Readings:
-    def join(x: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
-        both = np.concatenate([x, y])
-        return both if order is None else both[order]
-
-    return Readings(
-        meter=b.meter,
-        domain=b.domain,
-        kind=b.kind,
-        time=join(a.time, b.time),
-        uncertainty=join(a.uncertainty, b.uncertainty),
-        value=join(a.value, b.value),
-        trace=join(a.trace, b.trace),
-        span=join(a.span, b.span),
-        window_ns=b.window_ns,
-        simulated=a.simulated or b.simulated,
-    )
 
 
 def _take(readings: Readings, rows: slice | Bool) -> Readings:

@@ -6,7 +6,7 @@ import signal
 import threading
 from contextlib import ExitStack
 
-from benchlab_otel.cli.embedded import LiveAligner, host_port, own_resource, set_up_logging
+from benchlab_otel.cli.embedded import ClockWatch, LiveAligner, host_port, own_resource, set_up_logging
 from benchlab_otel.cli.errors import Failure
 from benchlab_otel.config import Settings
 from benchlab_otel.hub.grpc import GrpcServer
@@ -58,6 +58,11 @@ def serve(settings: Settings) -> None:
 
         stack.callback(finish)
 
+        def both(body: bytes) -> None:
+            """To the aligner, and to the Collector so that its archive can be aligned again."""
+            hub.traces(body)
+            client.traces(body)
+
         def refresh() -> None:
             hub.publish()
             store.ingest(encode_metrics(resource, live.points(base.now_ns())))
@@ -74,6 +79,8 @@ def serve(settings: Settings) -> None:
             stack.callback(page.close)
         except OSError as error:
             raise Failure(str(error.strerror or error)) from None
+        watch = ClockWatch(base, resource, settings, both)
+        stack.callback(watch.close)
         print(f"aligner: OTLP on ports {grpc.port} (gRPC) and {http.port} (HTTP)", flush=True)
         while not stop.wait(PUBLISH_SECONDS):
             client.metrics(encode_metrics(resource, live.points(base.now_ns())))

@@ -15,12 +15,13 @@ import numpy as np
 
 from benchlab_otel import sources
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
+from benchlab_otel.align.columns import is_simulated
 from benchlab_otel.align.energy_spans import encode_energy
 from benchlab_otel.align.metrics import FrameMetrics, points, take_in
 from benchlab_otel.archive import session
 from benchlab_otel.cli.errors import Failure, UserError
 from benchlab_otel.config import Settings
-from benchlab_otel.contract import CLOCK, CLOCK_SUSPENDED, CLOCK_WALL_OFFSET, SESSION_ID, SIMULATED
+from benchlab_otel.contract import CLOCK, CLOCK_SUSPENDED, CLOCK_WALL_OFFSET, SESSION_ID
 from benchlab_otel.hub.grpc import GrpcServer
 from benchlab_otel.hub.http import HttpServer, otlp_app
 from benchlab_otel.hub.hub import Hub
@@ -62,6 +63,7 @@ class Embedded:
             self._open(source_names)
         except BaseException:
             self.close()
+            self.archive.discard()  # nothing was recorded, so `latest` stays what it was
             raise
 
     def _open(self, source_names: Sequence[str]) -> None:
@@ -81,13 +83,16 @@ class Embedded:
         self.grpc_endpoint = f"http://{host_port(hub.grpc)[0]}:{grpc.port}"
         self.http_endpoint = f"http://{host_port(hub.http)[0]}:{http.port}"
         self.metrics_url = f"http://{host_port(hub.metrics)[0]}:{page.port}/metrics"
-        clock = ClockWatch(self.base, self.hub, self.archive, self.resource, self._settings)
+        clock = ClockWatch(self.base, self.resource, self._settings, self.hub.traces, self._note)
         self._closing.callback(clock.close)
         try:
             self.sources = sources.start(source_names, self._settings.sources, self.hub, self.session_id)
         except ValueError as error:
             raise UserError(f"sources.enabled: {error}") from None
         self._closing.callback(self.sources.stop)
+
+    def _note(self, event: str) -> None:
+        self.archive.manifest.events.append(event)
 
     def refresh(self) -> None:
         """Brings what /metrics shows up to this moment."""
@@ -129,7 +134,7 @@ class LiveAligner:
 
     def take(self, spans: Spans) -> None:
         """Aligns a block of spans and gives out the energy of the frames that are done."""
-        self.simulated |= any(r.get(SIMULATED) is True for r in spans.resources)
+        self.simulated |= any(map(is_simulated, spans.resources))
         for aligned in align(self._aligner, spans):
             self._give_out(aligned)
 
@@ -152,20 +157,24 @@ class LiveAligner:
 
 
 class ClockWatch:
-    """Records how the wall clock stands to the time base, and notices suspends and clock steps."""
+    """Records once a second where the time base and the wall clock stand, as `clock` spans to `give_out`.
+
+    So event time goes on where nothing else is sent, and foreign spans find their place. `note` is told
+    of suspends and clock steps.
+    """
 
     def __init__(
         self,
         base: Anchor,
-        hub: Hub,
-        archive: session.SessionWriter,
         resource: Resource,
         settings: Settings,
+        give_out: Callable[[bytes], None],
+        note: Callable[[str], None] = lambda event: None,
     ) -> None:
-        self._base, self._hub, self._archive, self._resource = base, hub, archive, resource
+        self._base, self._resource, self._give_out, self._note = base, resource, give_out, note
         self._interval_ns = int(settings.align.calibration_interval_sec * 1e9)
         self._trace = np.array([[random64(), random64()]], np.uint64)
-        self._last = self._recorded = clock_state(base)
+        self._last = self._calibrated = clock_state(base)
         self._record(self._last)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="clock-watch", daemon=True)
@@ -177,23 +186,24 @@ class ClockWatch:
             event = clock_event(self._last, state)
             if event:
                 log.warning("%s; times on the session's own clock are not affected", event)
-                self._archive.manifest.events.append(f"{state.time_ns}: {event}")
-            if event or state.time_ns - self._recorded.time_ns >= self._interval_ns:
-                self._record(state)
+                self._note(f"{state.time_ns}: {event}")
+            if event or state.time_ns - self._calibrated.time_ns >= self._interval_ns:
+                self._calibrated = state
+            self._record(state)
             self._last = state
 
-    def _record(self, state: ClockState) -> None:
-        self._recorded = state
-        moment = np.array([state.time_ns], np.int64)
+    def _record(self, now: ClockState) -> None:
+        moment = np.array([now.time_ns], np.int64)
+        known = self._calibrated
         span = SpanBatch(
             name=CLOCK,
             trace=self._trace,
             span=np.array([random64()], np.uint64),
             start=moment,
             end=moment,
-            attributes={CLOCK_WALL_OFFSET: state.wall_offset_ns, CLOCK_SUSPENDED: state.suspended_ns},
+            attributes={CLOCK_WALL_OFFSET: known.wall_offset_ns, CLOCK_SUSPENDED: known.suspended_ns},
         )
-        self._hub.traces(encode_request(self._resource, [span]))
+        self._give_out(encode_request(self._resource, [span]))
 
     def close(self) -> None:
         """Stops watching."""

@@ -1,0 +1,45 @@
+"""Attributes of spans as columns of one type, whatever types their senders gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchlab_otel.contract import SIMULATED
+from benchlab_otel.model import Float, Int, Spans
+
+
+def texts(spans: Spans, attribute: str, absent: str = "") -> NDArray[np.object_]:
+    """(n,) str of each span's attribute."""
+    out = np.full(len(spans), absent, object)
+    column = spans.attributes.get(attribute)
+    if column is not None:
+        out[column.rows] = [v if isinstance(v, str) else str(v) for v in column.values]
+    return out
+
+
+def floats(values: NDArray[Any]) -> Float:
+    """The numbers among an attribute's values, NaN for the others."""
+    if values.dtype.kind in "iuf":
+        return values.astype(np.float64)
+    numbers = [v if isinstance(v, int | float) and not isinstance(v, bool) else np.nan for v in values]
+    return np.array(numbers, np.float64)
+
+
+def integers(spans: Spans, attribute: str, absent: int, limit: int = 1 << 62) -> Int:
+    """(n,) int64 of each span's attribute, rounded; `absent` where it is no number within ± `limit`."""
+    out = np.full(len(spans), absent, np.int64)
+    column = spans.attributes.get(attribute)
+    if column is not None:
+        values = column.values if column.values.dtype.kind == "i" else np.rint(floats(column.values))
+        usable = np.abs(values) <= limit
+        out[column.rows[usable]] = values[usable]
+    return out
+
+
+def is_simulated(resource: Mapping[str, Any]) -> bool:
+    """Whether a sender says that its data are simulated (environment variables make it a text)."""
+    return str(resource.get(SIMULATED, "")).lower() == "true"
