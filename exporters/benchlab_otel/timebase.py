@@ -8,7 +8,10 @@ say) can still be put on one clock exactly.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import secrets
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -55,28 +58,32 @@ def anchor(directory: Path | None = None) -> Anchor:
 def _anchor(directory: Path) -> Anchor:
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     path = directory / f"benchlab-otel-{boot_id}.anchor"
-    draft = directory / f".benchlab-otel-{boot_id}.{os.getpid()}"
     try:
         return _read(path, boot_id)
     except FileNotFoundError:
         directory.mkdir(parents=True, exist_ok=True)
-        draft.write_text(f"{measure_offset_ns()}\n")
-        draft.chmod(0o644)
-        try:
-            os.link(draft, path)  # atomic: exactly one process of the boot wins
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
+        _make(path)
         return _read(path, boot_id)
 
 
-def _read(path: Path, boot_id: str) -> Anchor:
-    text = path.read_text()
+def _make(path: Path) -> None:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    draft.write_text(f"{measure_offset_ns()}\n")
+    draft.chmod(0o644)
     try:
-        return Anchor(boot_id, int(text))
-    except ValueError:
-        raise OSError(f"{path}: expected one number (ns), found {text[:40]!r}; remove the file") from None
+        os.link(draft, path)  # atomic: exactly one process of the boot wins
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+
+
+def _read(path: Path, boot_id: str) -> Anchor:
+    text = path.read_text(errors="replace").strip()
+    if not re.fullmatch(r"-?[0-9]{1,19}", text) or abs(int(text)) >= 1 << 62:
+        problem = f"expected one number (ns), found {text[:40]!r}; remove the file"
+        raise OSError(errno.EINVAL, problem, str(path))
+    return Anchor(boot_id, int(text))
 
 
 def measure_offset_ns() -> int:
