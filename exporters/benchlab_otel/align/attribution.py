@@ -18,13 +18,13 @@ from itertools import pairwise
 import numpy as np
 
 from benchlab_otel.align import counters
-from benchlab_otel.align.block import StageSum, Sums, add_block, fitted_block
+from benchlab_otel.align.block import Block, StageSum, Sums, add_block, fitted_block
 from benchlab_otel.align.conserve import Ledger, is_covered, ledger, shares_of
 from benchlab_otel.align.fit import Variances
 from benchlab_otel.align.identify import Activity, Identification, identify
 from benchlab_otel.align.selfcheck import NORMAL_95, SelfCheck
 from benchlab_otel.align.windows import Kernel, Windows, rows_between, tile, windows
-from benchlab_otel.align.work import Work, work_of
+from benchlab_otel.align.work import WHOLE_FRAME, Work, work_of
 from benchlab_otel.model import Bool, Float, Frames, Int, Readings
 
 
@@ -118,7 +118,13 @@ def attribute(frames: Sequence[Frames], readings: Readings, settings: Settings |
 
     Never raises for data that say too little: the figures are then NaN, with a reason.
     """
-    settings = settings or Settings()
+    return attribute_and_fit(frames, readings, settings or Settings())[0]
+
+
+def attribute_and_fit(
+    frames: Sequence[Frames], readings: Readings, settings: Settings
+) -> tuple[Attribution, Block | None]:
+    """`attribute`, and the last block's fit for those who go on from there; None without any."""
     starts = [int(f.begin.min()) for f in frames if len(f)] + [int(readings.time.min())] * bool(len(readings))
     origin = min(starts, default=0)
     clean = counters.clean(readings, origin, settings.wrap_j)
@@ -144,8 +150,8 @@ def attribute(frames: Sequence[Frames], readings: Readings, settings: Settings |
     least = least_rows(work)
     if len(rows) < least:
         out.reason = f"too little data: {len(rows)} readings for {len(work.names)} stages, {least} are needed"
-        out.pipelines = [_nothing(f) for f in frames]
-        return out
+        out.pipelines = [nothing(f) for f in frames]
+        return out, None
     sums = Sums(work, shares_of(work.begin, work.end, rows))
     for first, last in _blocks(len(rows), settings.block_rows):
         block = fitted_block(work, rows_between(rows, first, last), out.variances, settings.fit_rows)
@@ -154,12 +160,12 @@ def attribute(frames: Sequence[Frames], readings: Readings, settings: Settings |
     covered = is_covered(rows, work.begin, work.end)
     out.pipelines = pipeline_energies(sums, frames, covered)
     _summarise(out, sums, rows, covered)
-    return out
+    return out, block
 
 
 def least_rows(work: Work) -> int:
     """How many readings a fit needs to have any meaning."""
-    return 3 * len(work.names) + 8
+    return 3 * int(np.count_nonzero(np.bincount(work.stage))) + 8
 
 
 def _blocks(count: int, most: int) -> list[tuple[int, int]]:
@@ -199,7 +205,8 @@ def pipeline_energies(sums: Sums, frames: Sequence[Frames], covered: Bool) -> li
     return out
 
 
-def _nothing(frames: Frames) -> PipelineEnergy:
+def nothing(frames: Frames) -> PipelineEnergy:
+    """No figure for any of the frames."""
     n, m = np.full(len(frames), np.nan), np.full(len(frames.stage_frame), np.nan)
     none = np.full(len(frames), -1, np.int64)
     return PipelineEnergy(frames.pipeline, n, n, n, n, n, n, m, m, none, none)
@@ -217,7 +224,8 @@ def _summarise(out: Attribution, sums: Sums, rows: Windows, covered: Bool) -> No
     out.base_uncertainty = NORMAL_95 * float(np.sqrt(weight**2 @ variance)) / float(weight.sum())
     out.ledger = ledger(sums.entries, tile(rows))
     out.check = _mean_check(sums.checks)
-    out.stages = [_stage_figure(work, group, sums.stages[group]) for group in sorted(sums.stages)]
+    figures = [_stage_figure(work, group, sums.stages[group]) for group in sorted(sums.stages)]
+    out.stages = [f for f in figures if f.frames or f.group != [WHOLE_FRAME]]
 
 
 def _mean_check(checks: list[tuple[int, SelfCheck]]) -> SelfCheck:

@@ -23,6 +23,7 @@ from benchlab_otel.align.banded import Cholesky
 from benchlab_otel.align.design import Design, stage_sums
 from benchlab_otel.align.fit import Fit, Solved, prior, scaled, solve
 from benchlab_otel.align.overlap import Sparse, cumulative, ragged
+from benchlab_otel.align.windows import tile
 from benchlab_otel.model import Float, Int
 
 _LONG = 48  # rows; the covariance of a longer energy with the readings is solved one by one
@@ -85,7 +86,10 @@ def condition(design: Design, fit: Fit, span: int = 4) -> Posterior:
     early = np.searchsorted(knots, rows.hi[0])
     at = knots[:early]
     before = cumulative(at, np.full(early, rows.lo[0]), np.full(early, rows.hi[0]), rows.tau)
-    level = float(np.mean(rows.value - explained - walk) - np.sum((1 - before) * steps[:early]))
+    left, weights = rows.value - explained - walk, np.ones(len(rows))
+    if tile(rows):  # then the level is the one that conserves the measured energy exactly
+        left, weights = left + rows.noise @ errors, rows.hi - rows.lo
+    level = float(np.average(left, weights=weights) - np.sum((1 - before) * steps[:early]))
     width = max(design.bandwidth, min(_LONG, span))
     return Posterior(
         design=design,

@@ -4,7 +4,7 @@ A frame's share is its stages above base plus the base split evenly, at each ins
 frames in flight; idle is the base while none is. Both are integrals of the same posterior, so they
 add up to it exactly. With the base's level unknown the readings' residuals sum to zero (as those of
 any regression with a constant), so for a meter whose windows tile time that posterior is the
-measured energy itself, to rounding.
+measured energy itself, to rounding (`condition` sets the level so where the windows differ).
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _drop_repeats(readings: Clean) -> None:
     if len(readings.value) < 3:
         return
     same = np.append(False, (np.diff(readings.value) == 0) & ~readings.fresh[1:])
-    slow = _refreshes_slowly(readings.time, ~same)
+    slow = _refreshes_slowly(readings.time, readings.value, ~same)
     if not same.any() or (readings.kind == "power" and not slow):
         return
     if slow:
@@ -125,11 +125,15 @@ def _drop_repeats(readings: Clean) -> None:
     _keep(readings, ~same)
 
 
-def _refreshes_slowly(time: Float, changed: Bool) -> bool:
-    """Whether the value changes at regular intervals that are longer than the polls'."""
+def _refreshes_slowly(time: Float, value: Float, changed: Bool) -> bool:
+    """Whether the value changes at regular intervals that are longer than the polls', and to another
+    value each time (an idle machine between periodic frames comes back to the same one)."""
     poll = float(np.median(np.diff(time)))
     intervals = np.diff(time[changed])
     if len(intervals) < 8:
         return False
     low, high = np.quantile(intervals, [0.1, 0.9])
-    return bool(intervals.mean() > 1.25 * poll and high - low <= 2.5 * poll)
+    regular = intervals.mean() > 1.25 * poll and high - low <= 2.5 * poll
+    shown = value[np.flatnonzero(changed)]
+    held = np.append(~changed[1:], False)[changed]  # seen more than once
+    return bool(regular and len(np.unique(shown[held])) > 0.7 * np.count_nonzero(held))

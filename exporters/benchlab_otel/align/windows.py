@@ -114,8 +114,10 @@ def windows(readings: Clean, kernel: Kernel) -> Windows:
 
 
 def tile(rows: Windows) -> bool:
-    """Whether the windows cover their time once: disjoint, and without gaps but missed readings."""
-    return bool(np.all(rows.lo[1:] >= rows.hi[:-1] - 1e-9)) and rows.tau == 0.0
+    """Whether each window begins where the one before ended, but for missed readings."""
+    between = rows.lo[1:] - rows.hi[:-1]
+    usual = float(np.median(between)) if len(between) else 0.0
+    return rows.tau == 0.0 and usual < 1e-9 and bool(np.all(between >= -1e-9))
 
 
 def edge_gain(rows: Windows, power: tuple[Float, Float], base: float) -> Float:

@@ -15,9 +15,12 @@ WHOLE_FRAME = "(frame)"  # the stage of a frame that has none
 
 @dataclass(slots=True)
 class Work:
-    """`begin`, `end` (n,) s of the frames; stage rows (m,) with their `frame`, `stage` and times; `names`
-    (pipeline, stage) of the stages. `frame_splits`, `row_splits` (pipelines + 1,) tell where each
-    pipeline's rows begin; a pipeline's rows that stand for frames without stages come last."""
+    """`begin`, `end` (n,) s of the frames; stage rows (m,) with their `frame`, `stage` and times.
+
+    `names` (pipeline, stage) of the stages, for each pipeline `WHOLE_FRAME` last. `frame_splits`,
+    `row_splits` (pipelines + 1,) tell where each pipeline's rows begin; a pipeline's rows that stand
+    for frames without stages come last.
+    """
 
     begin: Float
     end: Float
@@ -47,9 +50,7 @@ def work_of(frames: Sequence[Frames], origin_ns: int) -> Work:
                 (np.concatenate([f.stage_end, f.end[bare]]) - origin_ns) / 1e9,
             )
         )
-        names += [(f.pipeline, name) for name in f.stage_names]
-        if len(bare):
-            names.append((f.pipeline, WHOLE_FRAME))
+        names += [(f.pipeline, name) for name in (*f.stage_names, WHOLE_FRAME)]
         frame_splits.append(frame_splits[-1] + len(f))
         row_splits.append(row_splits[-1] + len(f.stage_frame) + len(bare))
     empty = (np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))

@@ -1,0 +1,346 @@
+"""The same attribution as data come in: frames get their joules once the meter has covered them.
+
+    state = State()
+    state, ready = advance(state, new_frames, new_readings)
+
+What is kept is bounded by `Limits`, whatever the run's length. A fit of the last `history_s` is
+renewed every `refit_s`, so that it follows slow change; frames are conditioned on the readings
+around them, with the watts of that fit believed. Every figure is out as soon as the readings reach
+`look_ahead` rows past its frame and the frames in flight with it have come in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+
+from benchlab_otel.align import counters
+from benchlab_otel.align.attribution import (
+    Attribution,
+    PipelineEnergy,
+    Settings,
+    attribute_and_fit,
+    nothing,
+    pipeline_energies,
+)
+from benchlab_otel.align.block import Sums, add_energies, design_of, usual_span
+from benchlab_otel.align.condition import condition
+from benchlab_otel.align.conserve import is_covered, shares_of
+from benchlab_otel.align.fit import Fit
+from benchlab_otel.align.identify import Identification
+from benchlab_otel.align.resolve import BASE, Resolution, regrouped
+from benchlab_otel.align.windows import Kernel, windows
+from benchlab_otel.align.work import work_of
+from benchlab_otel.model import Bool, Frames, Int, Readings
+
+_S = 1_000_000_000
+_LEAST_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`history_s` and `most_rows` bound what a fit sees and what is kept; `refit_s` s lie between fits,
+    `search_s` s between searches for lag and width. The first fit is made after `warmup_s`.
+
+    `look_ahead` rows past a frame, and `before` rows ahead of it, are what it is conditioned on. Frames
+    wait at most `patience_s`, then go without figures; what ended more than `late_s` before the newest
+    reading when it came in is counted as late and gets none either.
+    """
+
+    history_s: float = 120.0
+    most_rows: int = 8192
+    refit_s: float = 30.0
+    search_s: float = 600.0
+    look_ahead: int = 2
+    before: int = 12
+    warmup_s: float = 5.0
+    patience_s: float = 15.0
+    late_s: float = 30.0
+
+
+@dataclass(slots=True)
+class State:
+    """What a stream remembers: recent frames and readings, which frames wait, and the current fit."""
+
+    settings: Settings = field(default_factory=Settings)
+    limits: Limits = field(default_factory=Limits)
+    frames: list[Frames] = field(default_factory=list)
+    waiting: list[Bool] = field(default_factory=list)  # by frame, for each pipeline
+    readings: Readings | None = None
+    kernel: Kernel | None = None
+    fit: Fit | None = None
+    resolution: Resolution | None = None
+    names: list[tuple[str, str]] = field(default_factory=list)
+    summary: Attribution | None = None
+    identification: Identification | None = None
+    fitted_ns: int = 0
+    searched_ns: int = 0
+    widened: float = 1.0
+    late_frames: int = 0
+    late_readings: int = 0
+
+
+@dataclass(slots=True)
+class Ready:
+    """Finished frames by pipeline with their energies; `first` and `last` of these are rows of
+    `readings`. `summary` is the newest fit's (stages, base, self-check), None before the first."""
+
+    frames: list[Frames]
+    energies: list[PipelineEnergy]
+    readings: Readings | None
+    summary: Attribution | None
+
+
+def advance(
+    state: State,
+    frames: Sequence[Frames],
+    readings: Readings | None = None,
+    complete_ns: int | None = None,
+) -> tuple[State, Ready]:
+    """Takes in new frames (any pipelines, any order) and readings of one domain of one meter, and gives
+    out the frames that are now covered. The state given is not to be used again.
+
+    `complete_ns`: all frames that ended before it have been given. Readings later than this, less the
+    length of a frame, wait, since frames still in flight work during them. None takes the newest
+    frame's end, or one second before the newest reading where that is later.
+    """
+    if readings is not None and len(readings):
+        _take_readings(state, readings)
+    for f in frames:
+        _take_frames(state, f)
+    now, horizon = _horizon(state, complete_ns)
+    usable = _readings_until(state, horizon)
+    if usable is not None and _fit_is_due(state, usable):
+        _refit(state, usable)
+    due = [_due(state, p, usable, now) for p in range(len(state.frames))]
+    ready = Ready([], [], state.readings, state.summary)
+    if any(d.any() for d in due):
+        _condition(state, due, usable, ready)
+    _forget(state, now)
+    return state, ready
+
+
+def _horizon(state: State, complete_ns: int | None) -> tuple[int, int]:
+    """The newest time seen (Unix ns), and that up to which all work is known."""
+    reading = int(state.readings.time[-1]) if state.readings is not None and len(state.readings) else 0
+    frame = max((int(f.end.max()) for f in state.frames if len(f)), default=0)
+    complete = max(frame, reading - _S) if complete_ns is None else complete_ns
+    longest = max((float(np.quantile(f.end - f.begin, 0.999)) for f in state.frames if len(f)), default=0.0)
+    return max(reading, frame, complete), complete - round(longest)
+
+
+def _readings_until(state: State, horizon: int) -> Readings | None:
+    """The readings whose windows end before the horizon, None without any."""
+    if state.readings is None:
+        return None
+    lag = round(state.kernel.lag_s * _S) if state.kernel is not None else 0
+    last = int(np.searchsorted(state.readings.time, horizon + lag, "right"))
+    return reading_rows(state.readings, slice(0, last)) if last else None
+
+
+# -- taking in ------------------------------------------------------------------------------------
+
+
+def _take_readings(state: State, readings: Readings) -> None:
+    if state.readings is None:
+        state.readings = readings
+        return
+    old = state.readings
+    late = readings.time < old.time[0] if len(old) else np.zeros(len(readings), bool)
+    state.late_readings += int(late.sum())
+    new = reading_rows(readings, np.flatnonzero(~late))
+    both = replace(
+        old,
+        time=np.concatenate([old.time, new.time]),
+        uncertainty=np.concatenate([old.uncertainty, new.uncertainty]),
+        value=np.concatenate([old.value, new.value]),
+        trace=np.concatenate([old.trace, new.trace]),
+        span=np.concatenate([old.span, new.span]),
+    )
+    in_order = len(new) == 0 or bool(np.all(np.diff(both.time[len(old) - 1 :]) >= 0))
+    state.readings = both if in_order else reading_rows(both, np.argsort(both.time, kind="stable"))
+
+
+def _take_frames(state: State, frames: Frames) -> None:
+    """Adds frames of one pipeline; ended too long ago they are counted and left out."""
+    newest = int(state.readings.time[-1]) if state.readings is not None and len(state.readings) else None
+    if newest is not None:
+        late = frames.end < newest - state.limits.late_s * _S
+        state.late_frames += int(late.sum())
+        if late.any():
+            frames = frame_rows(frames, ~late)
+    for p, known in enumerate(state.frames):
+        if known.pipeline == frames.pipeline:
+            state.frames[p] = _joined(known, frames)
+            state.waiting[p] = np.append(state.waiting[p], np.ones(len(frames), bool))
+            return
+    state.frames.append(frames)
+    state.waiting.append(np.ones(len(frames), bool))
+
+
+def _joined(a: Frames, b: Frames) -> Frames:
+    names = a.stage_names + [n for n in b.stage_names if n not in a.stage_names]
+    code = np.array([names.index(n) for n in b.stage_names], np.int32)
+    return replace(
+        a,
+        trace=np.concatenate([a.trace, b.trace]),
+        span=np.concatenate([a.span, b.span]),
+        begin=np.concatenate([a.begin, b.begin]),
+        end=np.concatenate([a.end, b.end]),
+        number=np.concatenate([a.number, b.number]),
+        outcome=np.concatenate([a.outcome, b.outcome]),
+        stage_frame=np.concatenate([a.stage_frame, b.stage_frame + len(a)]),
+        stage=np.concatenate([a.stage, code[b.stage] if len(code) else b.stage]),
+        stage_begin=np.concatenate([a.stage_begin, b.stage_begin]),
+        stage_end=np.concatenate([a.stage_end, b.stage_end]),
+        stage_names=names,
+        simulated=a.simulated or b.simulated,
+    )
+
+
+def frame_rows(frames: Frames, keep: Bool) -> Frames:
+    """The frames with `keep` (n,) alone, with their stages."""
+    stages = keep[frames.stage_frame]
+    return replace(
+        frames,
+        trace=frames.trace[keep],
+        span=frames.span[keep],
+        begin=frames.begin[keep],
+        end=frames.end[keep],
+        number=frames.number[keep],
+        outcome=frames.outcome[keep],
+        stage_frame=(np.cumsum(keep) - 1)[frames.stage_frame[stages]],
+        stage=frames.stage[stages],
+        stage_begin=frames.stage_begin[stages],
+        stage_end=frames.stage_end[stages],
+    )
+
+
+def reading_rows(readings: Readings, rows: Int | slice) -> Readings:
+    """The readings of the given rows alone."""
+    return replace(
+        readings,
+        time=readings.time[rows],
+        uncertainty=readings.uncertainty[rows],
+        value=readings.value[rows],
+        trace=readings.trace[rows],
+        span=readings.span[rows],
+    )
+
+
+def _forget(state: State, now: int) -> None:
+    """Drops what neither a fit nor a late frame can need."""
+    oldest = now - round(state.limits.history_s * _S)
+    if state.readings is not None:
+        first = int(np.searchsorted(state.readings.time, oldest))
+        first = max(first, len(state.readings) - state.limits.most_rows)
+        if first > len(state.readings) // 8:  # not for every row
+            state.readings = reading_rows(state.readings, slice(first, None))
+        if len(state.readings):
+            oldest = max(oldest, int(state.readings.time[0]))
+    for p, f in enumerate(state.frames):
+        old = (f.end < oldest) & ~state.waiting[p]
+        if np.count_nonzero(old) > len(f) // 8:
+            state.frames[p] = frame_rows(f, ~old)
+            state.waiting[p] = state.waiting[p][~old]
+
+
+# -- fitting and conditioning -----------------------------------------------------------------------
+
+
+def _fit_is_due(state: State, readings: Readings) -> bool:
+    """Every `refit_s`; earlier while there is little yet, and when a new stage has shown up."""
+    first, newest = int(readings.time[0]), int(readings.time[-1])
+    seen = (newest - first) / _S
+    if seen < state.limits.warmup_s:
+        return False
+    new_stage = state.fit is not None and state.names != work_of(state.frames, 0).names
+    return newest - state.fitted_ns >= min(state.limits.refit_s, 0.3 * seen) * _S or new_stage
+
+
+def _refit(state: State, readings: Readings) -> None:
+    """Fits all that is remembered; the old fit stays where there is too little."""
+    newest = int(readings.time[-1])
+    settings = state.settings
+    if settings.find_kernel:
+        search = newest - state.searched_ns >= state.limits.search_s * _S
+        settings = replace(settings, find_kernel=search, kernel=settings.kernel if search else state.kernel)
+    state.summary, block = attribute_and_fit(state.frames, readings, settings)
+    state.fitted_ns = newest
+    if block is None:
+        return
+    if settings.find_kernel:
+        state.searched_ns = newest
+        state.identification = state.summary.identification
+    state.summary.identification = state.identification
+    state.kernel = state.summary.kernel
+    state.fit = replace(block.fit, solved=None, priors=None)
+    state.resolution, state.widened = block.resolution, block.check.widened
+    state.names = work_of(state.frames, 0).names
+
+
+def _due(state: State, p: int, readings: Readings | None, now: int) -> Bool:
+    """Waiting frames of pipeline p that the readings have passed, or that have waited long enough."""
+    end = state.frames[p].end
+    due: Bool = state.waiting[p] & (end < now - state.limits.patience_s * _S)
+    if state.fit is None or state.kernel is None or readings is None:
+        return due
+    passed = int(readings.time[-1 - min(state.limits.look_ahead, len(readings) - 1)])
+    return due | (state.waiting[p] & (end <= passed - round(state.kernel.lag_s * _S)))
+
+
+def _condition(state: State, due: list[Bool], readings: Readings | None, ready: Ready) -> None:
+    """Energies of the due frames from the rows around them."""
+    if readings is None or state.fit is None:
+        ready.frames = [frame_rows(f, d) for f, d in zip(state.frames, due, strict=True)]
+        ready.energies = [nothing(f) for f in ready.frames]
+        state.waiting = [w & ~d for w, d in zip(state.waiting, due, strict=True)]
+        return
+    begin = min(int(f.begin[d].min()) for f, d in zip(state.frames, due, strict=True) if d.any())
+    first = max(int(np.searchsorted(readings.time, begin)) - state.limits.before, 0)
+    part = reading_rows(readings, slice(first, None))
+    near = [frame_rows(f, f.end >= part.time[0] - 2 * _S) for f in state.frames]
+    chosen = [d[f.end >= part.time[0] - 2 * _S] for f, d in zip(state.frames, due, strict=True)]
+    energies = _energies_of(state, near, part, first)
+    for p, (f, e, mine) in enumerate(zip(near, energies, chosen, strict=True)):
+        ready.frames.append(frame_rows(f, mine))
+        ready.energies.append(_energy_rows(e, mine, mine[f.stage_frame]))
+        state.waiting[p] &= ~due[p]
+
+
+def _energies_of(state: State, frames: list[Frames], readings: Readings, offset: int) -> list[PipelineEnergy]:
+    origin = int(readings.time[0])
+    work = work_of(frames, origin)
+    if state.fit is None or state.resolution is None or state.kernel is None:
+        return [nothing(f) for f in frames]
+    rows = windows(counters.clean(readings, origin, state.settings.wrap_j), state.kernel)
+    if len(rows) < _LEAST_ROWS:
+        return [nothing(f) for f in frames]
+    sums = Sums(work, shares_of(work.begin, work.end, rows))
+    full, owner = design_of(work, rows)
+    column = state.resolution.column
+    design = regrouped(full, column, len(state.fit.watts))
+    posterior = condition(design, state.fit, usual_span(work, rows))
+    kept = column[work.stage[owner]] != BASE
+    add_energies(sums, posterior, owner[kept], (rows.lo[0], rows.hi[-1]), state.widened)
+    blind = np.array([bool(r) for r in state.resolution.reason], bool)
+    sums.usable &= ~blind[work.stage]
+    sums.first += np.where(sums.first >= 0, offset, 0)
+    sums.last += np.where(sums.last >= 0, offset, 0)
+    covered = is_covered(rows, work.begin, work.end)
+    return pipeline_energies(sums, frames, covered)
+
+
+def _energy_rows(energy: PipelineEnergy, frames: Bool, stages: Bool) -> PipelineEnergy:
+    """The figures of the chosen frames (n,) and stage rows (m,) alone."""
+    by_stage = ("stage", "stage_uncertainty")
+    return PipelineEnergy(
+        energy.pipeline,
+        **{
+            f.name: getattr(energy, f.name)[stages if f.name in by_stage else frames]
+            for f in fields(energy)
+            if f.name != "pipeline"
+        },
+    )
