@@ -9,10 +9,13 @@ import pytest
 import zstandard
 
 from benchlab_otel.align.aligner import part
+from benchlab_otel.align.readings import slice_of
 from benchlab_otel.archive.records import Fault, frame
 from benchlab_otel.archive.session import open_session
-from benchlab_otel.export.recording import load_runs
+from benchlab_otel.export.recording import attributed, load, load_runs, of_run
 from benchlab_otel.model import Run
+from benchlab_otel.simulate.power import Load, Meter, Stage, measure, simulate
+from benchlab_otel.simulate.power import requests as simulated
 from frames_of import MS, make_run, requests
 
 
@@ -51,3 +54,36 @@ def test_one_file_and_many_give_the_same_run(tmp_path: Path) -> None:
     assert (np.isfinite(b.energy) == covered).all()
     assert a.energy[covered] == pytest.approx(b.energy[covered], rel=1e-12)
     assert (a.first == b.first).all()
+
+
+def test_both_methods_stand_beside_each_other(tmp_path: Path) -> None:
+    """Two pipelines that share a meter are attributed together; each run gets its own rows."""
+    rng = np.random.default_rng(5)
+    stages = (Stage("decode", 60.0, 0.002), Stage("infer", 220.0, 0.006))
+    truth = simulate(Load(stages, duration_s=20, name="cam0"), rng)
+    meter = Meter(noise=0.2)
+    other = part(truth.frames, 100, 200)
+    other.pipeline, other.trace = "late", other.trace + np.uint64(1)
+    bodies = simulated([truth.frames, other], [measure(truth, meter, rng)], [meter])
+    compressor = zstandard.ZstdCompressor()
+    (tmp_path / "traces.otlp").write_bytes(b"".join(frame(body, compressor) for body in bodies))
+    faults: list[Fault] = []
+    recording = load(open_session(str(tmp_path / "traces.otlp"), tmp_path), faults)
+    assert faults == []
+    assert [run.frames.pipeline for run in recording.runs] == ["cam0", "late"]
+    assert [a.domain for a in recording.attributions] == ["system"]
+    for i, run in enumerate(recording.runs):
+        assert [e.method for e in run.energy] == ["interpolated", "conditioned"]
+        ((_, energy),) = of_run(recording, i)
+        assert energy.pipeline == run.frames.pipeline
+        assert run.energy[1].energy is energy.energy
+        assert len(energy.energy) == len(run.frames)
+
+
+def test_a_meter_that_says_nothing_of_a_run_adds_nothing() -> None:
+    run = make_run(60)
+    run.readings = [slice_of(run.readings[0], 0, 3)]
+    recording = attributed([run])
+    assert [e.method for e in run.energy] == ["interpolated"]
+    assert recording.attributions[0].reason
+    assert attributed([]).attributions == []

@@ -52,7 +52,7 @@ def command(
       benchlab-otel convert latest --to capframex-json --out cam0.json --pair ingress:display
     """
     settings = options.settings(config)
-    runs = [run for name in session for run in load(find(name, settings.session.data_dir))[0]]
+    runs = [run for name in session for run in load(find(name, settings.session.data_dir))[0].runs]
     wanted = _by_pipeline(runs, pipeline)
     suffix, write = FORMATS[to.value]
     chosen = capframex.Options(tuple(pair or ()), tuple(accelerator or ()))

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import psutil
 import typer
 from rich.console import Console
@@ -22,9 +23,10 @@ from benchlab_otel.cli.errors import Failure
 from benchlab_otel.cli.progress import progress
 from benchlab_otel.config import Settings
 from benchlab_otel.export import capframex
-from benchlab_otel.export.recording import load_runs
-from benchlab_otel.export.report import make_report, render
-from benchlab_otel.model import Run
+from benchlab_otel.export.recording import Recording, load, of_run
+from benchlab_otel.export.report import KnownTruth, make_report
+from benchlab_otel.export.report_text import render
+from benchlab_otel.model import Frames, Run
 from benchlab_otel.probe.gstreamer import attach, load_gst
 from benchlab_otel.simulate.device import Emulator, Meter
 from benchlab_otel.simulate.truth import Load, Truth
@@ -68,15 +70,13 @@ def command(
             if stay:
                 _wait(running.metrics_url)
     folder = running.archive.path
-    runs = _runs(folder)
+    recording = _recording(folder)
     console = Console(highlight=False)
-    for run in runs:
-        frames = run.frames
-        domains = {energy.domain for energy in run.energy}
-        true = {domain: truth.energy(domain, frames.begin, frames.end) for domain in domains}
+    for i, run in enumerate(recording.runs):
+        true = {readings.domain: _known(truth, run.frames, readings.domain) for readings in run.readings}
         console.print()
-        console.print(render(make_report(run, truth=true)))
-    _write_captures(folder / "captures", runs, pages)
+        console.print(render(make_report(run, of_run(recording, i), truth=true)))
+    _write_captures(folder / "captures", recording.runs, pages)
     _say_what_next(folder)
 
 
@@ -140,12 +140,22 @@ def _wait(url: str) -> None:
         print()
 
 
-def _runs(folder: Path) -> list[Run]:
+def _recording(folder: Path) -> Recording:
     faults: list[Fault] = []
-    runs = load_runs(open_session(str(folder), folder.parent), faults)
-    if faults or not runs:
+    recording = load(open_session(str(folder), folder.parent), faults)
+    if faults or not recording.runs:
         raise Failure(f"{folder}: the recording is not whole: {'; '.join(map(str, faults)) or 'no frames'}")
-    return runs
+    return recording
+
+
+def _known(truth: Truth, frames: Frames, domain: str) -> KnownTruth:
+    """What the emulated machine really drew in a domain, and took for these frames."""
+    first, last = int(frames.begin.min()), int(frames.end.max())
+    active = (np.array(truth.activity.active_ns(last)) - truth.activity.active_ns(first)) / 1e9
+    watts = {stage: truth.stage_watts(stage, domain) for stage in truth.activity.stages}
+    a_frame = dict(zip(watts, active / len(frames), strict=True))
+    joules = {stage: watts[stage] * float(a_frame[stage]) for stage in watts}
+    return KnownTruth(truth.energy(domain, frames.begin, frames.end), watts, joules)
 
 
 def _write_captures(folder: Path, runs: list[Run], pages: dict[str, bytes]) -> None:

@@ -13,7 +13,9 @@ from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.cli.session import Reference, find, load
 from benchlab_otel.config import Settings
-from benchlab_otel.export.report import make_report, render, to_json
+from benchlab_otel.export.recording import of_run
+from benchlab_otel.export.report import make_report, to_json
+from benchlab_otel.export.report_text import render
 
 
 def command(
@@ -38,9 +40,9 @@ def command(
 def show(session: str, settings: Settings, pairs: Sequence[str] = (), as_json: bool = False) -> None:
     """Prints the report of a session. Raises UserError where there is none or a mark is unknown."""
     found = find(session, settings.session.data_dir)
-    runs, faults = load(found)
+    recording, faults = load(found)
     try:
-        reports = [make_report(run, pairs) for run in runs]
+        reports = [make_report(run, of_run(recording, i), pairs) for i, run in enumerate(recording.runs)]
     except (UnknownMark, ValueError) as error:
         raise UserError(str(error)) from None
     name = found.manifest.id if found.manifest else str(found.path)

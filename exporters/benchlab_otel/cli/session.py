@@ -12,8 +12,7 @@ from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session, SessionNotFound, open_session
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.cli.progress import progress
-from benchlab_otel.export.recording import load_runs
-from benchlab_otel.model import Run
+from benchlab_otel.export.recording import Recording, attributed, load_runs
 
 Reference = Annotated[
     str,
@@ -31,8 +30,8 @@ def find(reference: str, data_dir: Path) -> Session:
         raise UserError(str(error)) from None
 
 
-def load(session: Session) -> tuple[list[Run], list[Fault]]:
-    """The session's runs and what of it could not be read; the faults are told on stderr too."""
+def load(session: Session) -> tuple[Recording, list[Fault]]:
+    """All of the session and what of it could not be read; the faults are told on stderr too."""
     faults: list[Fault] = []
     size = sum(path.stat().st_size for path in session.traces)
     with progress("Reading", size) as advance:
@@ -42,7 +41,8 @@ def load(session: Session) -> tuple[list[Run], list[Fault]]:
     for fault in faults:
         if not (fault.at_end and session.running):
             _tell(str(fault))
-    return runs, faults
+    with progress("Attributing"):
+        return attributed(runs), faults
 
 
 def _tell(line: str) -> None:

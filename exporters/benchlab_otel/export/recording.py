@@ -1,15 +1,16 @@
-"""A session read back: its runs, aligned by the same code as live."""
+"""A session read back: its runs, aligned by the same code as live, and what its meters tell of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
+from benchlab_otel.align.attribution import Attribution, PipelineEnergy, Settings, attribute
 from benchlab_otel.archive.reader import read_spans
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session
@@ -18,6 +19,72 @@ from benchlab_otel.model import FrameEnergy, Frames, Readings, Run
 Array = NDArray[Any]
 
 FOREVER_NS = 1 << 62
+
+
+@dataclass(slots=True)
+class Recording:
+    """The runs of a session, and one attribution a meter and domain; its `pipelines[i]` is of `runs[i]`."""
+
+    runs: list[Run]
+    attributions: list[Attribution]
+
+
+def load(session: Session, faults: list[Fault], progress: Callable[[int], None] | None = None) -> Recording:
+    """All that a session holds; each run's energies are there interpolated and conditioned.
+
+    What could not be read is noted in `faults`. Raises OSError where a file can't be opened.
+    """
+    return attributed(load_runs(session, faults, progress))
+
+
+def attributed(runs: list[Run]) -> Recording:
+    """Attributes the readings of the runs' session to their frames and stages; adds to the runs' energies."""
+    readings = runs[0].readings if runs else []
+    recording = Recording(runs, _attributions([run.frames for run in runs], readings))
+    for i, run in enumerate(runs):
+        told = zip(readings, of_run(recording, i), strict=True)
+        energies = [_conditioned(series, energy) for series, (_, energy) in told]
+        run.energy += [energy for energy in energies if np.isfinite(energy.energy).any()]
+    return recording
+
+
+def of_run(recording: Recording, i: int) -> list[tuple[Attribution, PipelineEnergy]]:
+    """What each meter's domain tells of one run."""
+    return [(a, a.pipelines[i]) for a in recording.attributions]
+
+
+def _attributions(frames: list[Frames], readings: list[Readings]) -> list[Attribution]:
+    """By meter: where its samples declare no window, it is found once, on the domain that shows most."""
+    found: dict[tuple[str, str], Attribution] = {}
+    for one in {(r.meter, r.kind): None for r in readings}:
+        mine = sorted((r for r in readings if (r.meter, r.kind) == one), key=_tells_most, reverse=True)
+        lead = attribute(frames, mine[0], Settings(find_kernel=not mine[0].window_ns))
+        found[lead.meter, lead.domain] = lead
+        for r in mine[1:]:
+            other = attribute(frames, r, Settings(kernel=lead.kernel))
+            found[r.meter, r.domain] = replace(other, identification=lead.identification)
+    return [found[r.meter, r.domain] for r in readings]
+
+
+def _tells_most(readings: Readings) -> tuple[bool, float]:
+    """`system` first, then by the variance of power."""
+    watts = readings.value
+    if readings.kind == "energy":
+        watts = np.diff(readings.value) * 1e9 / np.maximum(np.diff(readings.time), 1)
+    return readings.domain == "system", float(np.var(watts)) if len(watts) else 0.0
+
+
+def _conditioned(readings: Readings, energy: PipelineEnergy) -> FrameEnergy:
+    return FrameEnergy(
+        meter=readings.meter,
+        domain=readings.domain,
+        method="conditioned",
+        energy=energy.energy,
+        uncertainty=energy.energy_uncertainty,
+        first=energy.first,
+        last=energy.last,
+        simulated=readings.simulated,
+    )
 
 
 def load_runs(

@@ -1,34 +1,33 @@
-"""What a run's frames took: latency by stage, joules by domain, and what could not be resolved.
+"""What a run's frames took: latency by stage, watts and joules by stage and domain, what has no figure.
 
-`make_report` computes plain data, `render` makes it readable at 80 columns, and `to_json` gives the
-stable form that scripts read: the fields of `Report` under their names, seconds, joules and watts,
-null where there is no figure.
+`make_report` computes plain data, `report_text.render` makes it readable at 80 columns, and `to_json`
+gives the stable form that scripts read: the fields of `Report` under their names, in seconds, joules
+and watts, null where there is no figure. Each `uncertainty` is a 95 % half width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
+from benchlab_otel.align.attribution import Attribution, PipelineEnergy
+from benchlab_otel.align.conserve import Ledger
 from benchlab_otel.align.marks import latency, stage_time
-from benchlab_otel.model import COMPLETED, OUTCOMES, Float, FrameEnergy, Frames, Int, Readings, Run
+from benchlab_otel.align.selfcheck import SelfCheck
+from benchlab_otel.model import COMPLETED, OUTCOMES, Float, Frames, Int, Readings, Run
 
-SCHEMA = 1  # of the JSON; a new number where a field's name or meaning changes
+SCHEMA = 2  # of the JSON; a new number where a field's name or meaning changes
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
     """Time that frames spent in one stage, between two marks, or as a whole.
 
-    `count` frames had it; `share` of the time of all frames (stages only). A stage's watts and
-    joules take their place here once readings are attributed to stages.
+    `count` frames had it; `share` of the time of all frames (stages only).
     """
 
     name: str
@@ -38,6 +37,16 @@ class Latency:
     p99_s: float
     max_s: float
     share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownTruth:
+    """What a simulation knows of one domain: each frame's joules (n,) while in flight, and of each stage
+    its watts above base and its joules a frame."""
+
+    frames: Float
+    watts: Mapping[str, float]
+    joules: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +63,89 @@ class Truth:
 
 
 @dataclass(frozen=True, slots=True)
-class Energy:
-    """Energy that a domain used while a frame was in flight, over the `frames` that its meter covered.
+class Joules:
+    """Energy a frame by one method, over the `frames` that have it.
 
-    `uncertainty_j` is the mean 95 % half width of a single frame. `in_flight_w` is energy over
-    time in flight; `idle_w` the mean reading while no frame was in flight, null where there was none.
+    `uncertainty_j` is the mean 95 % half width of a single frame.
     """
 
-    meter: str
-    domain: str
-    method: str
     frames: int
-    coverage: float
     mean_j: float
     p50_j: float
     p95_j: float
     uncertainty_j: float
-    in_flight_w: float | None
-    idle_w: float | None
+    truth: Truth | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageEnergy:
+    """What a stage draws above base and takes of a frame, or all of `stages` where they can't be told apart.
+
+    The uncertainties are those of the means over all frames, `spread_w` is how much the power varies
+    from frame to frame (sd), `share` that of the frames' own joules. Without a figure `reason` says why;
+    with one it says what the figure stands for.
+    """
+
+    stages: list[str]
+    frames: int
+    watts: float | None
+    watts_uncertainty: float | None
+    spread_w: float | None
+    joules: float | None
+    joules_uncertainty: float | None
+    share: float | None
+    reason: str
+    true_watts: float | None = None
+    true_joules: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Over what the meter averages: a `boxcar` of `width_s`, or a `lowpass` with that time constant, that
+    ended `lag_s` before the reading. `origin`: found (from the pipeline's activity), configured, or
+    not identifiable with a `reason`; then what is configured was used."""
+
+    shape: str
+    lag_s: float
+    width_s: float
+    origin: str
+    reason: str = ""
+    lag_uncertainty_s: float | None = None
+    width_uncertainty_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """What one domain of a meter used, over the share `coverage` of the frames that the meter covered.
+
+    Joules a frame: all that the domain used while the frame was in flight (`conditioned` on all
+    readings, or `interpolated` from those around it), the frame's `own` stages above base, and
+    `shared`: own, and the base split evenly over the frames in flight. `base_w` is what the domain
+    draws without any stage, `in_flight_w` energy over time in flight, `idle_w` the mean reading while no
+    frame was in flight. `ledger` (J) tells where the energy went, `check` how well each reading is
+    predicted from all others. `reason` says why nothing is attributed to stages.
+    """
+
+    meter: str
+    domain: str
+    kind: str
+    simulated: bool
     readings: int
     rate_hz: float | None
-    simulated: bool
-    truth: Truth | None = None
+    coverage: float
+    interpolated: Joules | None
+    conditioned: Joules | None
+    own: Joules | None
+    shared: Joules | None
+    stages: list[StageEnergy]
+    base_w: float | None
+    base_uncertainty_w: float | None
+    in_flight_w: float | None
+    idle_w: float | None
+    window: Window | None
+    ledger: Ledger | None
+    check: SelfCheck | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +166,20 @@ class Report:
     unresolved: list[str] = field(default_factory=list)
 
 
-def make_report(run: Run, pairs: Sequence[str] = (), truth: Mapping[str, Float] | None = None) -> Report:
-    """The report of a run; `truth` maps a domain to the true joules (n,) of each frame.
+def make_report(
+    run: Run,
+    attributed: Sequence[tuple[Attribution, PipelineEnergy]] = (),
+    pairs: Sequence[str] = (),
+    truth: Mapping[str, KnownTruth] | None = None,
+) -> Report:
+    """The report of a run with what the meters tell of it; `truth` is by domain.
 
     Raises UnknownMark for a pair of marks that the run does not have.
     """
     frames = run.frames
     duration = (frames.end - frames.begin) / 1e9
     completed = frames.outcome == OUTCOMES.index(COMPLETED)
+    domains = [_domain(run, readings, attributed, truth or {}) for readings in run.readings]
     return Report(
         pipeline=frames.pipeline,
         service=frames.service,
@@ -114,16 +190,29 @@ def make_report(run: Run, pairs: Sequence[str] = (), truth: Mapping[str, Float] 
         frame=_latency("frame", duration[completed]),
         stages=list(_stages(frames, float(duration.sum()))),
         pairs=list(_pairs(frames, pairs)),
-        energy=[e for e in (_energy(run, energy, truth or {}) for energy in run.energy) if e],
+        energy=[e for e in domains if e.coverage > 0],
         simulated=_simulated(run),
-        unresolved=list(_unresolved(run, duration[completed])),
+        unresolved=list(_unresolved(run, domains, duration[completed])),
     )
 
 
 def to_json(reports: Sequence[Report], session: str, faults: Sequence[str] = ()) -> str:
-    """`{"schema": 1, "session": …, "faults": [what could not be read], "runs": [the reports]}`."""
+    """`{"schema": 2, "session": …, "faults": [what could not be read], "runs": [the reports]}`.
+
+    Figures have six digits, more than any is certain to.
+    """
     whole = {"schema": SCHEMA, "session": session, "faults": list(faults), "runs": list(reports)}
-    return msgspec.json.format(msgspec.json.encode(whole), indent=2).decode()
+    plain = six_digits(msgspec.to_builtins(whole, enc_hook=float))  # NumPy's floats are not msgspec's
+    return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
+
+
+def six_digits(data: Any) -> Any:
+    """The same plain data with all floats rounded to six significant digits."""
+    if isinstance(data, dict):
+        return {key: six_digits(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [six_digits(value) for value in data]
+    return float(f"{data:.6g}") if isinstance(data, float) else data
 
 
 # -- figures ----------------------------------------------------------------------------------
@@ -158,31 +247,58 @@ def _pairs(frames: Frames, pairs: Sequence[str]) -> Iterator[Latency]:
             yield found
 
 
-def _energy(run: Run, energy: FrameEnergy, truth: Mapping[str, Float]) -> Energy | None:
-    known = np.isfinite(energy.energy)
+def _domain(
+    run: Run,
+    readings: Readings,
+    attributed: Sequence[tuple[Attribution, PipelineEnergy]],
+    truth: Mapping[str, KnownTruth],
+) -> Energy:
+    """The figures of one domain of one meter."""
+    key, known = (readings.meter, readings.domain), truth.get(readings.domain)
+    methods = {e.method: e for e in run.energy if (e.meter, e.domain) == key}
+    true = known.frames if known else None
+    by = {name: joules_of(e.energy, e.uncertainty, true) for name, e in methods.items()}
+    best = methods.get("conditioned") or methods.get("interpolated")
+    covered = np.isfinite(best.energy) if best else np.zeros(len(run.frames), np.bool_)
+    seconds = float((run.frames.end - run.frames.begin)[covered].sum()) / 1e9
+    found, energy = next(((a, e) for a, e in attributed if (a.meter, a.domain) == key), (None, None))
+    return Energy(
+        meter=readings.meter,
+        domain=readings.domain,
+        kind=readings.kind,
+        simulated=readings.simulated,
+        readings=len(readings),
+        rate_hz=_rate(readings.time),
+        coverage=float(covered.mean()) if len(covered) else 0.0,
+        interpolated=by.get("interpolated"),
+        conditioned=by.get("conditioned"),
+        own=joules_of(energy.own, energy.own_uncertainty) if energy else None,
+        shared=joules_of(energy.shared, energy.shared_uncertainty) if energy else None,
+        stages=list(_stage_energies(found, run.frames, known)) if found else [],
+        base_w=_finite(found.base_watts) if found else None,
+        base_uncertainty_w=_finite(found.base_uncertainty) if found else None,
+        in_flight_w=float(best.energy[covered].sum()) / seconds if best and seconds > 0 else None,
+        idle_w=_idle_watts(run.frames, readings),
+        window=_window(found) if found else None,
+        ledger=found.ledger if found else None,
+        check=found.check if found else None,
+        reason=found.reason if found else "",
+    )
+
+
+def joules_of(energy: Float, half: Float, true: Float | None = None) -> Joules | None:
+    """Figures of one kind of energy (n,) J ± (n,), over the frames that have it; None where none has."""
+    known = np.isfinite(energy)
     if not known.any():
         return None
-    joules, half = energy.energy[known], energy.uncertainty[known]
-    frames = run.frames
-    seconds = float((frames.end - frames.begin)[known].sum()) / 1e9
-    p50, p95 = np.percentile(joules, (50, 95)).tolist()
-    readings = _readings_of(run, energy)
-    return Energy(
-        meter=energy.meter,
-        domain=energy.domain,
-        method=energy.method,
+    p50, p95 = np.percentile(energy[known], (50, 95)).tolist()
+    return Joules(
         frames=int(known.sum()),
-        coverage=float(known.mean()),
-        mean_j=float(joules.mean()),
+        mean_j=float(energy[known].mean()),
         p50_j=p50,
         p95_j=p95,
-        uncertainty_j=float(half.mean()),
-        in_flight_w=float(joules.sum()) / seconds if seconds > 0 else None,
-        idle_w=_idle_watts(frames, readings) if readings else None,
-        readings=len(readings) if readings else 0,
-        rate_hz=_rate(readings.time) if readings else None,
-        simulated=energy.simulated,
-        truth=_beside(truth[energy.domain][known], joules, half) if energy.domain in truth else None,
+        uncertainty_j=float(half[known].mean()),
+        truth=_beside(true[known], energy[known], half[known]) if true is not None else None,
     )
 
 
@@ -191,9 +307,43 @@ def _beside(true: Float, measured: Float, half: Float) -> Truth:
     return Truth(float(true.mean()), float(error.mean()), float((error <= half).mean()))
 
 
-def _readings_of(run: Run, energy: FrameEnergy) -> Readings | None:
-    same = [r for r in run.readings if (r.meter, r.domain) == (energy.meter, energy.domain)]
-    return same[0] if same else None
+def _stage_energies(found: Attribution, frames: Frames, truth: KnownTruth | None) -> Iterator[StageEnergy]:
+    mine = [figure for figure in found.stages if figure.pipeline == frames.pipeline]
+    sums = [figure.joules * figure.frames for figure in mine if np.isfinite(figure.joules)]
+    halves = [figure.joules_uncertainty * figure.frames for figure in mine if np.isfinite(figure.joules)]
+    total = sum(sums)
+    clear = total > np.hypot.reduce(halves, initial=0.0)  # else a share would be one of noise
+    for figure in mine:
+        joules, name = _finite(figure.joules), figure.group[0]
+        told = truth if joules is not None and len(figure.group) == 1 else None
+        yield StageEnergy(
+            stages=figure.group,
+            frames=figure.frames,
+            watts=_finite(figure.watts),
+            watts_uncertainty=_finite(figure.watts_uncertainty),
+            spread_w=_finite(figure.spread),
+            joules=joules,
+            joules_uncertainty=_finite(figure.joules_uncertainty),
+            share=joules * figure.frames / total if clear and joules is not None else None,
+            reason=figure.reason,
+            true_watts=told.watts.get(name) if told else None,
+            true_joules=told.joules.get(name) if told else None,
+        )
+
+
+def _window(found: Attribution) -> Window:
+    kernel, identified = found.kernel, found.identification
+    if identified is None:
+        return Window(kernel.shape, kernel.lag_s, kernel.width_s, "configured")
+    if not identified.found:
+        return Window(kernel.shape, kernel.lag_s, kernel.width_s, "not identifiable", identified.reason)
+    width = _finite(identified.width_uncertainty_s)
+    lag = _finite(identified.lag_uncertainty_s)
+    return Window(kernel.shape, kernel.lag_s, kernel.width_s, "found", "", lag, width)
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _idle_watts(frames: Frames, readings: Readings) -> float | None:
@@ -217,11 +367,10 @@ def _in_flight(frames: Frames, time: Int) -> Int:
 def _simulated(run: Run) -> list[str]:
     named = [f"pipeline {run.frames.pipeline}"] if run.frames.simulated else []
     named += [f"meter {r.meter}" for r in run.readings if r.simulated]
-    named += [f"meter {e.meter}" for e in run.energy if e.simulated]
     return list(dict.fromkeys(named))
 
 
-def _unresolved(run: Run, durations: Float) -> Iterator[str]:
+def _unresolved(run: Run, domains: Sequence[Energy], durations: Float) -> Iterator[str]:
     """What has no figure or a wide one, each with its reason."""
     frames = run.frames
     if not len(frames):
@@ -233,105 +382,33 @@ def _unresolved(run: Run, durations: Float) -> Iterator[str]:
         yield "no frame completed: no frame latency"
     if not frames.stage_names:
         yield "no stages: the frames have no child spans"
-    if not run.readings and not run.energy:
-        yield "no joules: the session has no reading of any power or energy meter"
-    reasons: dict[tuple[str, str], list[str]] = {}  # domains by meter and reason
-    for readings in run.readings:
-        for reason in _of_readings(run, readings, durations):
-            reasons.setdefault((readings.meter, reason), []).append(readings.domain)
-    for (meter, reason), domains in reasons.items():
-        yield f"{', '.join(domains)} of {meter}: {reason}"
+    if not domains:
+        yield "no joules: the session has no reading of a power or energy meter"
+    reasons: dict[tuple[str, str], list[str]] = {}  # the domains of a meter often share their reason
+    for domain in domains:
+        for reason in _of_domain(domain, len(frames), durations):
+            reasons.setdefault((domain.meter, reason), []).append(domain.domain)
+    for (meter, reason), names in reasons.items():
+        yield f"{', '.join(names)} of {meter}: {reason}"
 
 
-def _of_readings(run: Run, readings: Readings, durations: Float) -> Iterator[str]:
-    mine = [e for e in run.energy if (e.meter, e.domain) == (readings.meter, readings.domain)]
-    known = max((int(np.isfinite(e.energy).sum()) for e in mine), default=0)
-    missing = len(run.frames) - known
-    if not known:
-        yield f"no joules: none of its {len(readings)} readings lie around a frame"
+def _of_domain(domain: Energy, frames: int, durations: Float) -> Iterator[str]:
+    best = domain.conditioned or domain.interpolated
+    if best is None:
+        yield f"no joules: none of its {domain.readings} readings lie around a frame"
         return
-    if missing:
-        yield f"{missing} of {len(run.frames)} frames lie outside its readings or in a gap of them"
-    between = float(np.median(np.diff(readings.time))) / 1e9
-    if len(durations) and np.median(durations) < between:
+    if best.frames < frames:
+        missing = frames - best.frames
+        yield f"{missing} of {frames} frames lie outside its readings or in a gap of them"
+    if domain.reason:
+        yield f"nothing for stages: {domain.reason}"
+    for stage in domain.stages:
+        if stage.reason:
+            named = all(name in stage.reason for name in stage.stages)
+            yield stage.reason if named else f"{' + '.join(stage.stages)}: {stage.reason}"
+    typical = float(np.median(durations)) if len(durations) else np.inf
+    if domain.conditioned is None and domain.rate_hz and typical < 1 / domain.rate_hz:
         yield (
-            f"no reading within a typical frame ({np.median(durations) * 1e3:.1f} ms; a reading every"
-            f" {between * 1e3:.1f} ms): a single frame's joules are interpolated, see their ±"
+            f"no reading within a typical frame ({typical * 1e3:.1f} ms; a reading every"
+            f" {1e3 / domain.rate_hz:.1f} ms): a single frame's joules are interpolated, see their ±"
         )
-
-
-# -- text -------------------------------------------------------------------------------------
-
-
-def render(report: Report) -> RenderableType:
-    """The report for a person, at most 80 columns wide where names are short.
-
-    Beside the mean of a frame's joules stands the mean half width of a single frame's 95 % interval.
-    """
-    parts: list[RenderableType] = [Text(_headline(report), style="bold")]
-    if report.simulated:
-        parts.append(Text(f"SIMULATED: {', '.join(report.simulated)}", style="bold yellow"))
-    rows = [r for r in (report.frame, *report.stages, *report.pairs) if r]
-    if rows:
-        parts += ["", _latency_table(rows)]
-    for meter in dict.fromkeys(e.meter for e in report.energy):
-        parts += _meter([e for e in report.energy if e.meter == meter])
-    if report.unresolved:
-        parts += ["", Text("Not resolved", style="bold")]
-        parts += [Padding(Text(f"- {line}"), (0, 0, 0, 2)) for line in report.unresolved]
-    return Group(*parts)
-
-
-def _headline(report: Report) -> str:
-    words = [f"{report.pipeline}: {report.frames:,} frames in {report.seconds:.1f} s"]
-    if report.fps is not None:
-        words.append(f"{report.fps:.1f} fps")
-    for outcome, count in report.outcomes.items():
-        if outcome != COMPLETED and count:
-            words.append(f"{count:,} {outcome} ({count / report.frames:.1%})")
-    return ", ".join(words)
-
-
-def _table(*columns: str) -> Table:
-    """The first column is names, the others are figures."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(columns[0], overflow="fold")
-    for column in columns[1:]:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
-def _latency_table(rows: Sequence[Latency]) -> Table:
-    table = _table("Latency (ms)", "p50", "p95", "p99", "max", "of frame time", "frames")
-    for r in rows:
-        figures = [f"{s * 1e3:.2f}" for s in (r.p50_s, r.p95_s, r.p99_s, r.max_s)]
-        table.add_row(r.name, *figures, "" if r.share is None else f"{r.share:.1%}", f"{r.count:,}")
-    return table
-
-
-def _meter(energies: Sequence[Energy]) -> list[RenderableType]:
-    """The domains of one meter, beside their truth where that is known."""
-    rate = energies[0].rate_hz
-    title = f"Meter {energies[0].meter}" + (f", read at {rate:.3g} Hz" if rate else "")
-    parts: list[RenderableType] = ["", Text(title, style="bold"), _energy_table(energies)]
-    if any(e.truth for e in energies):
-        parts += ["", _truth_table(energies)]
-    return parts
-
-
-def _energy_table(energies: Sequence[Energy]) -> Table:
-    table = _table("Joules a frame", "mean", "± 95 %", "p50", "p95", "W in flight", "W idle", "covered")
-    for e in energies:
-        watts = ["" if w is None else f"{w:.1f}" for w in (e.in_flight_w, e.idle_w)]
-        joules = [f"{j:.3g}" for j in (e.mean_j, e.uncertainty_j, e.p50_j, e.p95_j)]
-        table.add_row(e.domain, *joules, *watts, f"{e.coverage:.1%}")
-    return table
-
-
-def _truth_table(energies: Sequence[Energy]) -> Table:
-    table = _table("Beside the truth", "measured J", "true J", "mean error of a frame", "95 % held")
-    for e in energies:
-        if t := e.truth:
-            error = f"{t.error_j:.3g} J ({t.error_j / t.mean_j:.1%})" if t.mean_j else f"{t.error_j:.3g} J"
-            table.add_row(e.domain, f"{e.mean_j:.3g}", f"{t.mean_j:.3g}", error, f"{t.held:.1%}")
-    return table
