@@ -169,7 +169,7 @@ def test_garbled_middle_costs_only_what_is_garbled(form: str, tmp_path: Path) ->
     path = tmp_path / "traces"
     begin = len(records[0]) + len(records[1])
     chance = random.Random(1)
-    for at in range(len(records[2])):
+    for at in range(0, len(records[2]), 1 + len(records[2]) // 500):
         if form == "json" and records[2][at : at + 1] == b"\n":
             continue  # makes one line of two
         data = bytearray(b"".join(records))
