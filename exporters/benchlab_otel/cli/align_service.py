@@ -14,7 +14,6 @@ from benchlab_otel.hub.http import HttpServer, otlp_app
 from benchlab_otel.hub.hub import Hub
 from benchlab_otel.hub.metrics import MetricStore, metrics_app
 from benchlab_otel.otlp.client import OtlpClient
-from benchlab_otel.otlp.metrics import encode_metrics
 from benchlab_otel.timebase import anchor
 
 PUBLISH_SECONDS = 1.0
@@ -54,7 +53,7 @@ def serve(settings: Settings) -> None:
         def finish() -> None:
             hub.close()
             live.close()
-            client.metrics(encode_metrics(resource, live.points(base.now_ns())))
+            client.metrics(live.metrics(base.now_ns()))
 
         stack.callback(finish)
 
@@ -65,7 +64,7 @@ def serve(settings: Settings) -> None:
 
         def refresh() -> None:
             hub.publish()
-            store.ingest(encode_metrics(resource, live.points(base.now_ns())))
+            store.ingest(live.metrics(base.now_ns()))
 
         limit = int(settings.hub.max_request_mib * (1 << 20))
         try:
@@ -83,4 +82,4 @@ def serve(settings: Settings) -> None:
         stack.callback(watch.close)
         print(f"aligner: OTLP on ports {grpc.port} (gRPC) and {http.port} (HTTP)", flush=True)
         while not stop.wait(PUBLISH_SECONDS):
-            client.metrics(encode_metrics(resource, live.points(base.now_ns())))
+            client.metrics(live.metrics(base.now_ns()))

@@ -21,12 +21,12 @@ from benchlab_otel.align.metrics import FrameMetrics, points, take_in
 from benchlab_otel.archive import session
 from benchlab_otel.cli.errors import Failure, UserError
 from benchlab_otel.config import Settings
-from benchlab_otel.contract import CLOCK, CLOCK_SUSPENDED, CLOCK_WALL_OFFSET, SESSION_ID
+from benchlab_otel.contract import CLOCK, CLOCK_SUSPENDED, CLOCK_WALL_OFFSET, SESSION_ID, SIMULATED
 from benchlab_otel.hub.grpc import GrpcServer
 from benchlab_otel.hub.http import HttpServer, otlp_app
 from benchlab_otel.hub.hub import Hub
 from benchlab_otel.hub.metrics import MetricStore, metrics_app
-from benchlab_otel.model import HistogramPoint, Point, Resource, Spans
+from benchlab_otel.model import Resource, Spans
 from benchlab_otel.otlp.encode import SpanBatch, encode_request, resource_of
 from benchlab_otel.otlp.ids import random64
 from benchlab_otel.otlp.metrics import encode_metrics
@@ -97,7 +97,7 @@ class Embedded:
     def refresh(self) -> None:
         """Brings what /metrics shows up to this moment."""
         self.hub.publish()
-        self.store.ingest(encode_metrics(self.resource, self._live.points(self.base.now_ns())))
+        self.store.ingest(self._live.metrics(self.base.now_ns()))
 
     def close(self) -> None:
         """Stops reading and receiving, aligns what waits, and finishes the session."""
@@ -150,10 +150,11 @@ class LiveAligner:
         with self._lock:
             take_in(self._metrics, aligned)
 
-    def points(self, now_ns: int) -> list[Point | HistogramPoint]:
-        """The aligner's metrics as they stand."""
+    def metrics(self, now_ns: int) -> bytes:
+        """The aligner's metrics as they stand, as one request; marked if anything was simulated."""
+        resource = {**self._resource, SIMULATED: True} if self.simulated else self._resource
         with self._lock:
-            return points(self._metrics, now_ns)
+            return encode_metrics(resource_of(resource), points(self._metrics, now_ns))
 
 
 class ClockWatch:
