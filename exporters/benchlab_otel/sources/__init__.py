@@ -67,7 +67,7 @@ def start(
     sink: Sink,
     session_id: str,
     resource_extra: Mapping[str, Scalar] | None = None,
-    flush_s: float = 0.2,
+    flush_s: float = 0.4,
     metrics_s: float = 1.0,
 ) -> Running:
     """Reads the named sources, each device in a thread of its own, until `stop` is called.

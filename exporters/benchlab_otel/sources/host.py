@@ -11,7 +11,7 @@ import psutil
 from benchlab_otel import contract
 from benchlab_otel.config import Host
 from benchlab_otel.contract import Metric
-from benchlab_otel.sources.reading import Device, Field, Batch, Reply, SourceError, times
+from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
 
 _MODES = {  # psutil's names to those of the semantic conventions; guest is in user already

@@ -8,6 +8,7 @@ that no processor can make is no wrap: the counter began again (after a suspend,
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ import numpy as np
 
 from benchlab_otel.config import Rapl
 from benchlab_otel.contract import ENERGY_PREFIX, HW_ENERGY
-from benchlab_otel.sources.reading import Device, Field, Batch, Reply, SourceError, times
+from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
 
 HW_ID = "rapl"
@@ -51,7 +52,7 @@ class RaplReader:
             raise SourceError("absent", f"{tree}: no RAPL counters", _NO_TREE)
         self._folders = folders
         self._files: list[int] = []
-        self._clock = anchor()
+        self._offset_ns = anchor().offset_ns
         try:
             names = _domains(folders)
             ranges = [(folder / "max_energy_range_uj").read_bytes() for folder in folders]
@@ -79,13 +80,13 @@ class RaplReader:
 
     def read(self) -> Reply:
         """All counters; SourceError when one of them can't be read any more."""
-        start = self._clock.now_ns()
+        start = time.monotonic_ns()
         try:
             texts = [os.pread(file, 32, 0) for file in self._files]
         except OSError as error:
             raise SourceError("lost", f"RAPL: a counter went away: {error}") from None
-        end = self._clock.now_ns()
-        return Reply(start, end, _numbers(texts, self._folders))
+        end = time.monotonic_ns()
+        return Reply(start + self._offset_ns, end + self._offset_ns, _numbers(texts, self._folders))
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """Energy since the counters were opened; SourceError where a counter began again."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,10 +21,10 @@ import numpy as np
 from benchlab_otel import contract
 from benchlab_otel.model import Point, Resource
 from benchlab_otel.otlp.encode import SpanBatch, Table, encode_request
-from benchlab_otel.otlp.ids import mix64, nonzero, random64
+from benchlab_otel.otlp.ids import nonzero, random64
 from benchlab_otel.otlp.metrics import encode_metrics
 from benchlab_otel.otlp.sink import Sink
-from benchlab_otel.sources.reading import Device, Reader, Batch, Reply, SourceError
+from benchlab_otel.sources.reading import Batch, Device, Reader, Reply, SourceError
 from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import anchor
 
@@ -72,8 +73,7 @@ class Runner:
         self._resource = resource_of(None)
         self._flush_s, self._metrics_s = flush_s, metrics_s
         self._trace = np.array([random64(), random64()], np.uint64)
-        self._root, self._first_span = random64(), random64()
-        self._spans = 0
+        self._root = random64()
         self._replies: list[Reply] = []  # not yet decoded
         self._latest: Batch | None = None  # not yet told as metrics
         self._told: dict[Series, Point] = {}  # what the metrics show now
@@ -140,16 +140,13 @@ class Runner:
                     self._flush(reader)
                 if self._stopped_before(deadline):
                     return
-                replies.append(self._read(reader))
+                try:
+                    replies.append(reader.read())
+                except SourceError:
+                    self.health.duration_s = time.monotonic() - deadline
+                    raise
         finally:
             self._flush(reader)
-
-    def _read(self, reader: Reader) -> Reply:
-        begin = time.monotonic()
-        try:
-            return reader.read()
-        finally:
-            self.health.duration_s = time.monotonic() - begin
 
     def _stopped_before(self, deadline: float) -> bool:
         """Waits for the deadline; True when `stop` came first. Short waits sleep: an Event costs more."""
@@ -191,6 +188,7 @@ class Runner:
             log.warning("%s: back: %s", health.source, device.description)
         health.ok, health.message, health.fix = True, "", ""
         health.readings += len(readings.start_ns)
+        health.duration_s = float(readings.end_ns[-1] - readings.start_ns[-1]) * 1e-9
         self._latest = readings
         if sampled := [i for i, f in enumerate(readings.fields) if f.key]:
             table = Table(tuple(readings.fields[i].key for i in sampled), readings.values[:, sampled])
@@ -198,12 +196,10 @@ class Runner:
 
     def _sample_spans(self, device: Device, readings: Batch, table: Table) -> SpanBatch:
         n = len(readings.start_ns)
-        numbers = np.arange(self._spans, self._spans + n, dtype=np.uint64) + np.uint64(self._first_span)
-        self._spans += n
         return SpanBatch(
             contract.SAMPLE,
-            trace=np.tile(self._trace, (n, 1)),
-            span=nonzero(mix64(numbers)),
+            trace=np.broadcast_to(self._trace, (n, 2)),
+            span=nonzero(np.frombuffer(os.urandom(8 * n), np.uint64)),
             start=readings.start_ns,
             end=readings.end_ns,
             parent=np.full(n, self._root, np.uint64),

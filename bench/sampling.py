@@ -1,0 +1,223 @@
+"""The cost of reading meters, and how late it reads, beside the loop that a user would write.
+
+    python bench/sampling.py [SECONDS]
+
+RAPL at 1 kHz on a powercap tree of three zones, encoded into a sink that counts; the loop opens and
+reads the same files, sleeps for a millisecond and keeps nothing; "sleep" only wakes up a thousand
+times a second: what this machine's kernel (and hypervisor) takes for that alone. Then every source
+at 20 Hz (host at 1 Hz), BENCHLAB as an emulator in another process. Each for SECONDS (default 10)
+and three repeats, in turn; prints the share of one core as median, min and max over the repeats.
+
+Lateness is the instant of a reading (its span's start) minus the instant that was planned for it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from benchlab_otel import sources
+from benchlab_otel.config import Benchlab, Rapl, Sources
+from benchlab_otel.sources import rapl
+from benchlab_otel.sources.runner import Runner
+from benchlab_otel.sources.schedule import Schedule
+from benchlab_otel.timebase import anchor
+
+RATE_HZ, REPEATS = 1000.0, 3
+ZONES = {"0": "package-0", "0:0": "core", "0:1": "dram"}
+EDGES_US = [0, 50, 100, 150, 200, 300, 500, 1_000, 2_000, 5_000, 10_000]
+
+
+class Counting:
+    """A sink that counts bytes."""
+
+    bytes = 0
+
+    def traces(self, body: bytes) -> None:
+        """Takes the request."""
+        self.bytes += len(body)
+
+    def metrics(self, body: bytes) -> None:
+        """Takes the request."""
+        self.bytes += len(body)
+
+
+class Keeping(Counting):
+    """A sink that keeps the trace requests."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    def traces(self, body: bytes) -> None:
+        """Takes the request."""
+        self.bodies.append(body)
+
+
+class NotedSchedule(Schedule):
+    """A schedule that notes what it planned."""
+
+    def __init__(self, period: float, begin: float) -> None:
+        super().__init__(period, begin)
+        self.planned: list[float] = []
+
+    def next(self, now: float) -> float:
+        """The next deadline."""
+        deadline = super().next(now)
+        self.planned.append(deadline)
+        return deadline
+
+
+def fixture(root: Path) -> list[Path]:
+    """A powercap tree; the files that hold its counters."""
+    for number, name in ZONES.items():
+        folder = root / "class/powercap" / f"intel-rapl:{number}"
+        folder.mkdir(parents=True)
+        (folder / "name").write_text(f"{name}\n")
+        (folder / "max_energy_range_uj").write_text("262143328850\n")
+        (folder / "energy_uj").write_text("123456789012\n")
+    return sorted(root.glob("class/powercap/*/energy_uj"))
+
+
+# -- what is compared: each runs for some seconds ---------------------------------------------
+
+
+def sampled(names: list[str], settings: Sources, seconds: float) -> None:
+    """Our sources."""
+    sink = Counting()
+    running = sources.start(names, settings, sink, "bench")
+    time.sleep(seconds)
+    running.stop()
+    for health in running.health():
+        assert health.ok, health.message
+        expected = seconds * getattr(settings, health.source).rate_hz
+        assert health.readings > 0.9 * expected - 1, f"{health.source}: {health.readings} readings"
+    assert sink.bytes
+
+
+def loop(files: list[Path], seconds: float) -> None:
+    """Opens, reads and sleeps."""
+    end = time.monotonic() + seconds
+    values = []
+    while time.monotonic() < end:
+        values = [int(open(file).read()) for file in files]  # noqa: PTH123, SIM115 - as a user writes it
+        time.sleep(1 / RATE_HZ)
+    assert values
+
+
+def only_sleep(seconds: float) -> None:
+    """Wakes up as often as a sampler and does nothing."""
+    due = time.monotonic()
+    end = due + seconds
+    while due < end:
+        due += 1 / RATE_HZ
+        time.sleep(max(0.0, due - time.monotonic()))
+
+
+def shares(ways: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+    """CPU time of this process as a share of a core, for each way and repeat, in turn."""
+    result: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(REPEATS):
+        for name, way in ways.items():
+            cpu, wall = time.process_time(), time.monotonic()
+            way()
+            result[name].append((time.process_time() - cpu) / (time.monotonic() - wall))
+    return result
+
+
+def tell(result: dict[str, list[float]]) -> None:
+    """One line a way."""
+    for name, values in result.items():
+        low, middle, high = min(values), statistics.median(values), max(values)
+        print(f"{name:28}{middle:8.2%} of a core  (min {low:.2%}, max {high:.2%}, {len(values)} repeats)")
+
+
+# -- lateness ---------------------------------------------------------------------------------
+
+
+def lateness(tree: Path, seconds: float) -> np.ndarray:
+    """Actual minus planned instants of RAPL at 1 kHz, µs."""
+    sink, schedule = Keeping(), NotedSchedule(1 / RATE_HZ, time.monotonic())
+    settings = Rapl(sysfs=tree)
+    (address,) = rapl.addresses(settings)
+    runner = Runner(
+        "rapl",
+        address,
+        lambda: rapl.open_reader(settings, address),
+        schedule,
+        sink,
+        lambda device: {},
+        flush_s=0.4,
+        metrics_s=1.0,
+    )
+    runner.start()
+    time.sleep(seconds)
+    runner.stop()
+    requests = (ExportTraceServiceRequest.FromString(body) for body in sink.bodies)
+    spans = (span for request in requests for span in request.resource_spans[0].scope_spans[0].spans)
+    actual = np.array([span.start_time_unix_nano for span in spans if span.name == "sample"])
+    planned = np.array(schedule.planned[: len(actual)]) * 1e9 + anchor().offset_ns
+    return (actual - planned) / 1e3
+
+
+def show_histogram(late: np.ndarray) -> None:
+    """Counts by lateness, with percentiles."""
+    counts, _ = np.histogram(late, [*EDGES_US, np.inf])
+    for low, high, count in zip(EDGES_US, [*EDGES_US[1:], np.inf], counts, strict=True):
+        if count:
+            bar = "#" * max(1, round(60 * count / counts.max()))
+            print(f"  {low:6,} to {high:6,.0f} us {count:7,} {bar}")
+    p50, p99 = np.percentile(late, [50, 99])
+    print(f"  p50 {p50:,.0f} us, p99 {p99:,.0f} us, max {late.max():,.0f} us, {len(late):,} readings")
+
+
+@contextmanager
+def emulator() -> Iterator[str]:
+    """The port of an emulated device in another process."""
+    program = "from benchlab_otel.cli import main; main()"
+    command = [sys.executable, "-c", program, "emulate", "--seed", "1", "--watts", "EPS1=80"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+        process.terminate()
+
+
+def main() -> None:
+    """Prints the comparison."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
+    with tempfile.TemporaryDirectory() as folder, emulator() as port:
+        tree = Path(folder)
+        files = fixture(tree)
+        fast = Sources(rapl=Rapl(rate_hz=RATE_HZ, sysfs=tree))
+        slow = Sources(benchlab=Benchlab(ports=(port,)), rapl=Rapl(rate_hz=20.0, sysfs=tree))
+        print("RAPL at 1 kHz")
+        result = shares(
+            {
+                "rapl": partial(sampled, ["rapl"], fast, seconds),
+                "open, read, sleep": partial(loop, files, seconds),
+                "sleep": partial(only_sleep, seconds),
+            }
+        )
+        tell(result)
+        ours, theirs, asleep = map(statistics.median, result.values())
+        above = (theirs - asleep) / (ours - asleep)
+        print(f"{'ratio':28}{theirs / ours:8.1f}  (loop to ours; {above:.1f} without the sleep of both)")
+        print("lateness")
+        show_histogram(lateness(tree, seconds))
+        print("every source at 20 Hz, host at 1 Hz")
+        each = ["benchlab", "rapl", "host"]
+        ways = {"all": each} | {name: [name] for name in each}
+        tell(shares({way: partial(sampled, names, slow, seconds) for way, names in ways.items()}))
+
+
+if __name__ == "__main__":
+    main()
