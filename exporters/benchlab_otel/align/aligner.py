@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchlab_otel.align.attribution import PipelineEnergy
 from benchlab_otel.align.clock import Clock, to_time_base
 from benchlab_otel.align.frames import Assembly, assemble, finish
 from benchlab_otel.align.interpolate import LOOK_BACK, InFlight, frame_energy, in_flight_share
@@ -25,13 +26,15 @@ class Aligned:
     """Frames of one pipeline with their energy.
 
     `readings[i]` is what `energy[i]` came from and `domains[i]` its name in the session: the domain,
-    with `@meter` for a meter that came after another one with the same domain.
+    with `@meter` for a meter that came after another one with the same domain. `conditioned` is empty
+    or has, for each domain, what attribution says of the frames and stages.
     """
 
     frames: Frames
     energy: list[FrameEnergy]
     readings: list[Readings]
     domains: list[str]
+    conditioned: list[PipelineEnergy | None] = field(default_factory=list)
 
 
 @dataclass(slots=True)

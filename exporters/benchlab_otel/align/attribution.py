@@ -31,7 +31,8 @@ from benchlab_otel.model import Bool, Float, Frames, Int, Readings
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`kernel` None takes the window that the readings declare; with `find_kernel` lag, width and shape
-    are found from the pipeline's activity where they can be, else that kernel is used. `wrap_j` (J):
+    are found from the pipeline's activity where they can be, else that kernel is used, and where there
+    is none nothing is attributed: a wrong window gives wrong figures. `wrap_j` (J):
     where a counter starts again. Variances are fitted on at most `fit_rows` rows, and the run is taken
     in blocks of at most `block_rows`.
     """
@@ -132,7 +133,8 @@ def attribute_and_fit(
     kernel = settings.kernel or Kernel("boxcar", 0.0, readings.window_ns / 1e9)
     found = None
     if settings.find_kernel:
-        activity = Activity(work.piece_begin, work.piece_end, work.stage, len(work.names))
+        used, stage = np.unique(work.stage, return_inverse=True)
+        activity = Activity(work.piece_begin, work.piece_end, stage, len(used))
         found = identify(clean, activity, kernel)
         kernel = found.kernel
     rows = windows(clean, kernel)
@@ -152,6 +154,13 @@ def attribute_and_fit(
         out.reason = f"too little data: {len(rows)} readings for {len(work.names)} stages, {least} are needed"
         out.pipelines = [nothing(f) for f in frames]
         return out, None
+    if found is not None and not found.found and not _declared(settings, readings):
+        out.reason = (
+            f"the meter's lag and window are not known and can't be found: {found.reason}; "
+            "set them for the meter, or record a load that varies"
+        )
+        out.pipelines = [nothing(f) for f in frames]
+        return out, None
     sums = Sums(work, shares_of(work.begin, work.end, rows))
     for first, last in _blocks(len(rows), settings.block_rows):
         block = fitted_block(work, rows_between(rows, first, last), out.variances, settings.fit_rows)
@@ -161,6 +170,11 @@ def attribute_and_fit(
     out.pipelines = pipeline_energies(sums, frames, covered)
     _summarise(out, sums, rows, covered)
     return out, block
+
+
+def _declared(settings: Settings, readings: Readings) -> bool:
+    """Whether it is known how the meter averages, without finding it out."""
+    return settings.kernel is not None or readings.window_ns > 0 or readings.kind == "energy"
 
 
 def least_rows(work: Work) -> int:

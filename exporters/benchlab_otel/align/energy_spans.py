@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchlab_otel.align.aligner import Aligned
+from benchlab_otel.align.attribution import PipelineEnergy
 from benchlab_otel.contract import ENERGY, SIMULATED
-from benchlab_otel.model import Float, FrameEnergy, Int, Readings, Resource, Uint
-from benchlab_otel.otlp.encode import Attribute, Optional, SpanBatch, encode_request
+from benchlab_otel.model import FrameEnergy, Frames, Int, Readings, Resource, Uint
+from benchlab_otel.otlp.encode import Attribute, Optional, SpanBatch, Strings, encode_request
 from benchlab_otel.otlp.ids import derived_span_id
 
 MAX_LINKS = 32
+METHODS = ["interpolated", "conditioned"]
 _PURPOSE = 0xE6E26
 
 
@@ -24,9 +27,9 @@ def encode_energy(aligned: Aligned, resource: Resource) -> bytes:
     if not len(rows):
         return b""
     attributes: dict[str, Attribute] = {}
-    seconds: Float = (frames.end[rows] - frames.begin[rows]) / 1e9
-    for domain, energy in zip(aligned.domains, aligned.energy, strict=True):
-        _describe(attributes, domain, energy, rows, seconds)
+    conditioned = aligned.conditioned or [None] * len(aligned.energy)
+    for domain, energy, figures in zip(aligned.domains, aligned.energy, conditioned, strict=True):
+        _describe(attributes, domain, energy, figures, frames, rows)
     count, trace, span = _links(aligned, rows)
     batch = SpanBatch(
         name=ENERGY,
@@ -46,19 +49,60 @@ def encode_energy(aligned: Aligned, resource: Resource) -> bytes:
 
 
 def _describe(
-    attributes: dict[str, Attribute], domain: str, energy: FrameEnergy, rows: Int, seconds: Float
+    attributes: dict[str, Attribute],
+    domain: str,
+    energy: FrameEnergy,
+    figures: PipelineEnergy | None,
+    frames: Frames,
+    rows: Int,
 ) -> None:
-    joules = energy.energy[rows]
-    known = np.isfinite(joules)
-    present = np.where(known, joules, 0.0)
-    attributes[f"energy.{domain}_j"] = Optional(present, known)
-    attributes[f"energy.{domain}_uncertainty_j"] = Optional(
-        np.where(known, energy.uncertainty[rows], 0.0), known
-    )
-    attributes[f"energy.{domain}.method"] = energy.method
-    lasting = known & (seconds > 0)
-    watts = np.divide(present, seconds, out=np.zeros_like(present), where=lasting)
-    attributes[f"power.{domain}_mean_w"] = Optional(watts, lasting)
+    """Adds a domain's attributes: conditioned figures where a frame has them, else the interpolated ones."""
+    joules, half = energy.energy[rows], energy.uncertainty[rows]
+    method = np.full(len(rows), METHODS.index(energy.method), np.int32)
+    if figures is not None:
+        better = np.isfinite(figures.energy[rows])
+        attributes[f"energy.{domain}_interpolated_j"] = _known(joules)
+        attributes[f"energy.{domain}_interpolated_uncertainty_j"] = _known(half)
+        joules = np.where(better, figures.energy[rows], joules)
+        half = np.where(better, figures.energy_uncertainty[rows], half)
+        method[better] = METHODS.index("conditioned")
+        attributes[f"energy.{domain}_shared_j"] = _known(figures.shared[rows])
+        attributes[f"energy.{domain}_shared_uncertainty_j"] = _known(figures.shared_uncertainty[rows])
+        _describe_stages(attributes, domain, figures, frames, rows)
+    attributes[f"energy.{domain}_j"] = _known(joules)
+    attributes[f"energy.{domain}_uncertainty_j"] = _known(half)
+    attributes[f"energy.{domain}.method"] = Strings(method, METHODS)
+    seconds = (frames.end[rows] - frames.begin[rows]) / 1e9
+    watts = np.divide(joules, seconds, out=np.full(len(rows), np.nan), where=seconds > 0)
+    attributes[f"power.{domain}_mean_w"] = _known(watts)
+
+
+def _describe_stages(
+    attributes: dict[str, Attribute], domain: str, figures: PipelineEnergy, frames: Frames, rows: Int
+) -> None:
+    """Adds each stage's own joules; `resolvable` is false where a frame has a stage without any.
+
+    Of a stage that a frame passed several times the joules add up, and so do the half widths: they are
+    of the same watts.
+    """
+    resolvable = np.isfinite(figures.energy)
+    for code, name in enumerate(frames.stage_names):
+        mine = np.flatnonzero(frames.stage == code)
+        owner = frames.stage_frame[mine]
+        passed = np.zeros(len(frames), np.bool_)
+        passed[owner] = True
+        joules = np.where(passed, np.bincount(owner, figures.stage[mine], len(frames)), np.nan)
+        half = np.where(passed, np.bincount(owner, figures.stage_uncertainty[mine], len(frames)), np.nan)
+        resolvable &= ~passed | np.isfinite(joules)
+        attributes[f"energy.{domain}.{name}_j"] = _known(joules[rows])
+        attributes[f"energy.{domain}.{name}_uncertainty_j"] = _known(half[rows])
+    attributes[f"energy.{domain}.resolvable"] = resolvable[rows]
+
+
+def _known(values: NDArray[np.floating]) -> Optional:
+    """A column that only the rows with a figure carry."""
+    known = np.isfinite(values)
+    return Optional(np.where(known, values, 0.0).astype(np.float64), known)
 
 
 def _links(aligned: Aligned, rows: Int) -> tuple[Int, Uint, Uint]:

@@ -57,10 +57,14 @@ def take_in(state: FrameMetrics, aligned: Aligned) -> None:
         )
     for pair in state.pairs:
         _observe_pair(state, pair, frames)
-    for energy in aligned.energy:
-        known = np.flatnonzero(np.isfinite(energy.energy))
-        labels = (pipeline, energy.meter, energy.domain, energy.method)
-        _observe(state, contract.FRAME_ENERGY, labels, energy.energy[known], frames, known)
+    for i, energy in enumerate(aligned.energy):
+        both = [(energy.method, energy.energy)]
+        if aligned.conditioned and (figures := aligned.conditioned[i]) is not None:
+            both.append(("conditioned", figures.energy))
+        for method, joules in both:
+            known = np.flatnonzero(np.isfinite(joules))
+            labels = (pipeline, energy.meter, energy.domain, method)
+            _observe(state, contract.FRAME_ENERGY, labels, joules[known], frames, known)
 
 
 def _observe_pair(state: FrameMetrics, pair: str, frames: Frames) -> None:

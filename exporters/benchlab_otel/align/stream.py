@@ -77,6 +77,7 @@ class State:
     identification: Identification | None = None
     fitted_ns: int = 0
     searched_ns: int = 0
+    started_ns: int = 0
     widened: float = 1.0
     late_frames: int = 0
     late_readings: int = 0
@@ -146,6 +147,7 @@ def _readings_until(state: State, horizon: int) -> Readings | None:
 def _take_readings(state: State, readings: Readings) -> None:
     if state.readings is None:
         state.readings = readings
+        state.started_ns = state.searched_ns = int(readings.time[0])
         return
     old = state.readings
     late = readings.time < old.time[0] if len(old) else np.zeros(len(readings), bool)
@@ -265,7 +267,8 @@ def _refit(state: State, readings: Readings) -> None:
     newest = int(readings.time[-1])
     settings = state.settings
     if settings.find_kernel:
-        search = newest - state.searched_ns >= state.limits.search_s * _S
+        wait = min(state.limits.search_s * _S, state.searched_ns - state.started_ns)
+        search = newest - state.searched_ns >= wait  # what little data found is soon looked at again
         settings = replace(settings, find_kernel=search, kernel=settings.kernel if search else state.kernel)
     state.summary, block = attribute_and_fit(state.frames, readings, settings)
     state.fitted_ns = newest

@@ -1,0 +1,172 @@
+"""Live frames with their interpolated energy in, the same frames with their conditioned figures out.
+
+Each domain of each meter is a stream of its own (`stream`). A frame waits until all streams that are
+alive have its figures, at most `wait_ns` of event time once they have a fit; frames that have none by
+then go on with what there is. The meter's lag and window are looked for once a meter, on its `system`
+domain or the first one it has, and used for its other domains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+
+from benchlab_otel.align.aligner import Aligned, Aligner
+from benchlab_otel.align.attribution import Attribution, PipelineEnergy, Settings
+from benchlab_otel.align.frames import frame_key
+from benchlab_otel.align.stream import State, advance
+from benchlab_otel.model import Frames, Readings
+
+Domain = tuple[str, str]  # meter, domain
+
+STEP_NS = 200_000_000  # streams advance when this much more has been read
+STAGE_FIELDS = ("stage", "stage_uncertainty")
+
+
+Figures = dict[int, tuple[PipelineEnergy, int, int, int]]  # frame's key: (piece, row, its stage rows)
+
+
+@dataclass(slots=True)
+class Stream:
+    """One domain of one meter: its state, what it has been fed up to, and what it gave out.
+
+    `lead` is the domain of the same meter whose window counts.
+    """
+
+    state: State
+    lead: Domain
+    fed_ns: int = 0
+    pending: list[Frames] = field(default_factory=list)
+    figures: Figures = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Conditioner:
+    """What waits between the aligner and what goes out; bounded as the streams are."""
+
+    wait_ns: int = 2_000_000_000
+    first_fit_ns: int = 15_000_000_000
+    streams: dict[Domain, Stream] = field(default_factory=dict)
+    waiting: list[Aligned] = field(default_factory=list)
+
+    @property
+    def summaries(self) -> list[Attribution]:
+        """Each domain's newest fit."""
+        return [s.state.summary for s in self.streams.values() if s.state.summary is not None]
+
+
+def condition_live(state: Conditioner, aligner: Aligner, aligned: list[Aligned]) -> list[Aligned]:
+    """Takes in what the aligner gave out; returns the frames whose figures are complete."""
+    readings = aligner.readings
+    for domain, series in readings.items():
+        if domain not in state.streams and len(series):
+            state.streams[domain] = _stream(state, domain, series)
+    state.waiting += aligned
+    for stream in state.streams.values():
+        stream.pending += [block.frames for block in aligned]
+    for domain, series in readings.items():
+        _feed(state, state.streams[domain], series)
+    return _give_out(state, aligner.assembly.watermark, readings)
+
+
+def close_conditioner(state: Conditioner) -> list[Aligned]:
+    """Everything that still waits, with the figures there are."""
+    out = [_with_figures(state, block) for block in state.waiting]
+    state.waiting = []
+    return out
+
+
+def _stream(state: Conditioner, domain: Domain, series: Readings) -> Stream:
+    meter, _ = domain
+    lead = next((s.lead for (m, _), s in state.streams.items() if m == meter), domain)
+    declared = series.window_ns > 0 or series.kind == "energy"
+    return Stream(State(settings=Settings(find_kernel=lead == domain and not declared)), lead)
+
+
+def _feed(state: Conditioner, stream: Stream, series: Readings) -> None:
+    """Advances a stream by the readings since the last time, once its meter's window is known."""
+    newest = int(series.time[-1]) if len(series) else 0
+    if newest - stream.fed_ns < STEP_NS:
+        return
+    lead = state.streams[stream.lead]
+    if lead is not stream:
+        if lead.state.kernel is None:
+            return
+        stream.state.settings = replace(stream.state.settings, kernel=lead.state.kernel)
+    first = int(np.searchsorted(series.time, stream.fed_ns, side="right"))
+    new = _since(series, first)
+    stream.fed_ns = newest
+    pending, stream.pending = stream.pending, []
+    stream.state, ready = advance(stream.state, pending, new)
+    for frames, energy in zip(ready.frames, ready.energies, strict=True):
+        keys = frame_key(frames.trace, frames.span).tolist()
+        edges = np.searchsorted(frames.stage_frame, np.arange(len(frames) + 1)).tolist()
+        for row, key in enumerate(keys):
+            stream.figures[key] = (energy, row, edges[row], edges[row + 1])
+
+
+def _since(series: Readings, first: int) -> Readings:
+    return replace(
+        series,
+        time=series.time[first:],
+        uncertainty=series.uncertainty[first:],
+        value=series.value[first:],
+        trace=series.trace[first:],
+        span=series.span[first:],
+    )
+
+
+def _give_out(state: Conditioner, watermark: int, readings: dict[Domain, Readings]) -> list[Aligned]:
+    alive = [
+        state.streams[domain]
+        for domain, series in readings.items()
+        if len(series) and series.time[-1] > watermark - state.wait_ns
+    ]
+    out, waiting = [], []
+    for block in state.waiting:
+        keys = frame_key(block.frames.trace, block.frames.span).tolist()
+        complete = all(key in stream.figures for stream in alive for key in keys)
+        fitted = all(stream.state.fit is not None for stream in alive)
+        patience = state.wait_ns if fitted else state.first_fit_ns
+        if complete or int(block.frames.end.max()) < watermark - patience:
+            out.append(_with_figures(state, block))
+        else:
+            waiting.append(block)
+    state.waiting = waiting
+    return out
+
+
+def _with_figures(state: Conditioner, block: Aligned) -> Aligned:
+    """The block with its figures, which the streams forget."""
+    keys = frame_key(block.frames.trace, block.frames.span).tolist()
+    counts = np.diff(np.searchsorted(block.frames.stage_frame, np.arange(len(keys) + 1))).tolist()
+    block.conditioned = [
+        _gathered(state.streams[e.meter, e.domain].figures, block.frames.pipeline, keys, counts)
+        for e in block.energy
+    ]
+    for stream in state.streams.values():
+        for key in keys:
+            stream.figures.pop(key, None)
+    return block
+
+
+def _gathered(figures: Figures, pipeline: str, keys: list[int], counts: list[int]) -> PipelineEnergy | None:
+    """The figures of frames that may come from several pieces; NaN where a frame has none."""
+    found = [figures.get(key) for key in keys]
+    if not any(found):
+        return None
+    columns = {}
+    for f in fields(PipelineEnergy):
+        if f.name == "pipeline":
+            continue
+        if f.name in STAGE_FIELDS:
+            parts = [
+                getattr(at[0], f.name)[at[2] : at[3]] if at else np.full(count, np.nan)
+                for at, count in zip(found, counts, strict=True)
+            ]
+            columns[f.name] = np.concatenate(parts)
+        else:
+            absent = -1 if f.name in ("first", "last") else np.nan
+            columns[f.name] = np.array([getattr(at[0], f.name)[at[1]] if at else absent for at in found])
+    return PipelineEnergy(pipeline, **columns)
