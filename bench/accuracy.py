@@ -1,0 +1,199 @@
+"""Accuracy of attribution on loads whose truth is known: error, bias, coverage, lag and width.
+
+    python bench/accuracy.py [--seeds 10] [--only TEXT]
+
+Each row: mean over the seeds ± their standard deviation. Error is the mean absolute error of a
+frame's energy over the mean energy, in percent; "holds" is how often the 95 % interval holds the
+truth, of frames and of stage pieces. Goals stand beside the figures; what misses one says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from benchlab_otel.align import counters
+from benchlab_otel.align.attribution import Attribution, Settings, attribute
+from benchlab_otel.align.identify import Activity, identify
+from benchlab_otel.align.windows import Kernel
+from benchlab_otel.simulate.power import (
+    ORIGIN_NS,
+    Background,
+    Load,
+    Meter,
+    Stage,
+    Truth,
+    frame_truth,
+    measure,
+    seconds,
+    simulate,
+)
+
+WATTS = (("decode", 60.0), ("infer", 220.0), ("encode", 110.0))
+SERIAL, OVERLAPPING = (0.002, 0.006, 0.003), (0.005, 0.012, 0.0063)
+QUIET = Background()
+SWITCHING = Background(95.0, 30.0, 2.0)
+
+
+@dataclass
+class Case:
+    """A load, a meter, and what it must reach (%): `goal` for `what` (own or shared energy)."""
+
+    name: str
+    spread: float
+    meter: dict[str, Any]
+    goal: float | None = None
+    what: str = "shared"
+    lengths: tuple[float, float, float] = SERIAL
+    background: Background = QUIET
+    duration: float = 120.0
+    unseen: float = 0.0
+    marks_off_s: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = [
+    Case("steady", 0.0, {"rate_hz": 20}, 0.1),
+    Case("±10 %", 0.1, {"rate_hz": 10}),
+    Case("±10 %", 0.1, {"rate_hz": 20}, 3.5),
+    Case("±10 %", 0.1, {"rate_hz": 100}, 1.0),
+    Case("±10 %", 0.1, {"rate_hz": 1000}, 0.3),
+    Case("±30 %", 0.3, {"rate_hz": 20}),
+    Case("±30 %", 0.3, {"rate_hz": 100}, 1.6),
+    Case("±10 %, counter", 0.1, {"rate_hz": 20, "kind": "energy", "noise": 0.005}),
+    Case("±10 %, low-pass 20 ms", 0.1, {"rate_hz": 20, "kernel": "lowpass", "width_s": 0.02}),
+    Case("±10 %, 2 W noise", 0.1, {"rate_hz": 20, "noise": 2.0}),
+    Case("steady, 2 W noise", 0.0, {"rate_hz": 20, "noise": 2.0}),
+    *(
+        Case(
+            f"overlapping, 0/30 W, ±{100 * s:.0f} %",
+            s,
+            {"rate_hz": 20},
+            goal,
+            "own",
+            OVERLAPPING,
+            SWITCHING,
+            60.0,
+        )
+        for s, goal in ((0.02, 1.2), (0.1, 5.5), (0.3, 15.0))
+    ),
+    Case("wrong: unseen influence ±10 %", 0.02, {"rate_hz": 20}, unseen=0.1),
+    Case("wrong: heavy-tailed noise (t3, 2 W)", 0.02, {"rate_hz": 20, "noise": 2.0, "tails": 3.0}),
+    Case("wrong: inner mark 1 ms late", 0.02, {"rate_hz": 20}, marks_off_s=0.001),
+    Case("wrong: meter's clock 5 ms off", 0.02, {"rate_hz": 20, "clock_offset_s": 0.005}),
+]
+
+
+def run(case: Case, seed: int) -> tuple[Truth, Attribution]:
+    rng = np.random.default_rng(seed)
+    stages = tuple(
+        Stage(n, w, length, 0.35, case.spread, case.unseen)
+        for (n, w), length in zip(WATTS, case.lengths, strict=True)
+    )
+    load = Load(stages, duration_s=case.duration, background=case.background)
+    truth = simulate(load, rng)
+    meter = Meter(**{"noise": 0.1, **case.meter})
+    readings = measure(truth, meter, rng)
+    frames = truth.frames
+    if case.marks_off_s:  # the mark between the first two stages
+        shift = round(case.marks_off_s * 1e9)
+        frames = replace(
+            frames,
+            stage_end=frames.stage_end + np.where(frames.stage == 0, shift, 0),
+            stage_begin=frames.stage_begin + np.where(frames.stage == 1, shift, 0),
+        )
+    kernel = Kernel("lowpass", 0.0, meter.window_s) if meter.kernel == "lowpass" else None
+    return truth, attribute([frames], readings, Settings(kernel=kernel, **case.settings))
+
+
+def figures(case: Case, seed: int) -> list[float]:
+    """error, bias, frames' coverage, stages' coverage, leave-one-out with and without stages (%)."""
+    truth, result = run(case, seed)
+    p, right = result.pipelines[0], frame_truth(truth, 0.0, case.duration)
+    value, half = getattr(p, case.what), getattr(p, f"{case.what}_uncertainty")
+    want = getattr(right, case.what)
+    seen = np.isfinite(value)
+    off = (value - want)[seen]
+    rows = np.isfinite(p.stage)
+    length = seconds(truth.frames.stage_end) - seconds(truth.frames.stage_begin)
+    stage_off = (p.stage - truth.watts * length)[rows]
+    check = result.check
+    assert check is not None
+    return [
+        100 * float(np.abs(off).mean() / want.mean()),
+        100 * float(off.mean() / want.mean()),
+        100 * float(np.mean(np.abs(off) <= half[seen])),
+        100 * float(np.mean(np.abs(stage_off) <= p.stage_uncertainty[rows])),
+        100 * check.error,
+        100 * check.error_no_stages,
+    ]
+
+
+def accuracy(seeds: int, only: str) -> None:
+    print(f"{'load':38} {'meter':>8} {'error %':>15} {'goal':>6} {'bias %':>13} {'frames hold':>13}"
+          f" {'stages hold':>13} {'left out':>9} {'no stages':>9}")  # fmt: skip
+    for case in CASES:
+        if only not in case.name:
+            continue
+        table = np.array([figures(case, seed) for seed in range(seeds)])
+        mean, sd = table.mean(axis=0), table.std(axis=0, ddof=1)
+        goal = "" if case.goal is None else f"≤{case.goal:g}"
+        missed = " MISSED" if case.goal is not None and mean[0] > case.goal else ""
+        print(
+            f"{case.name:38} {case.meter['rate_hz']:5} Hz {mean[0]:8.3f} ±{sd[0]:5.3f} {goal:>6}"
+            f" {mean[1]:+7.3f} ±{sd[1]:5.2f} {mean[2]:6.1f} ±{sd[2]:4.1f} {mean[3]:6.1f} ±{sd[3]:4.1f}"
+            f" {mean[4]:8.2f}% {mean[5]:8.2f}%{missed}",
+            flush=True,
+        )
+
+
+METERS = [(0.004, 0.002, 50.0), (0.010, 0.020, 20.0), (0.040, 0.100, 10.0), (0.020, 0.050, 20.0),
+          (0.012, 0.100, 20.0), (0.030, 0.010, 50.0)]  # fmt: skip
+
+
+def lags(seeds: int) -> None:
+    """Lag and width of boxcar meters from 60 s with 2 W noise and 0.3–1 ms round trips."""
+    print(
+        f"\n{'lag, width, rate':26} {'lag off ms':>18} {'width off %':>18} {'found':>6} {'lag ± holds':>12}"
+    )
+    for lag, width, rate in METERS:
+        rows = []
+        for seed in range(seeds):
+            rng = np.random.default_rng(seed)
+            stages = tuple(Stage(n, w, x, 0.35, 0.1) for (n, w), x in zip(WATTS, SERIAL, strict=True))
+            truth = simulate(Load(stages, duration_s=60.0), rng)
+            meter = Meter(rate_hz=rate, lag_s=lag, width_s=width, noise=2.0, round_trip_s=0.0003,
+                          round_trip_jitter_s=0.0003, known=False)  # fmt: skip
+            clean = counters.clean(measure(truth, meter, rng), ORIGIN_NS)
+            f = truth.frames
+            activity = Activity(seconds(f.stage_begin), seconds(f.stage_end), f.stage.astype(np.int64), 3)
+            found = identify(clean, activity, Kernel("boxcar", 0.0, 1 / rate))
+            k = found.kernel
+            rows.append([1e3 * abs(k.lag_s - lag), 100 * abs(k.width_s / width - 1), found.found,
+                         abs(k.lag_s - lag) <= found.lag_uncertainty_s])  # fmt: skip
+        table = np.array(rows, float)
+        mean, worst = table.mean(axis=0), table.max(axis=0)
+        print(
+            f"{1e3 * lag:4.0f} ms {1e3 * width:5.0f} ms {rate:4.0f} Hz  "
+            f" {mean[0]:6.2f} (worst {worst[0]:5.2f})  {mean[1]:5.1f} (worst {worst[1]:5.1f})"
+            f" {100 * mean[2]:5.0f}% {100 * mean[3]:10.0f}%",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument(
+        "--only", default="", help="only loads whose name has this text; 'lag' for lags alone"
+    )
+    given = parser.parse_args()
+    if given.only != "lag":
+        accuracy(given.seeds, given.only)
+    if given.only in ("", "lag"):
+        lags(given.seeds)
