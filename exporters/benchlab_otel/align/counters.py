@@ -1,4 +1,8 @@
-"""From raw readings to clean ones: wraps, resets, quanta and repeats of counters and slow meters."""
+"""From raw readings to clean ones: wraps, resets and repeats of counters and slow meters.
+
+A counter's unit (RAPL's energy unit, a millijoule of NVML) needs no care of its own: it is part of
+the noise of each reading, which the fit finds.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,8 @@ class Clean:
 
     `time`, `uncertainty` (n,) s from `origin_ns`; `value` (n,) W, or J of a counter that no longer
     wraps; `row` (n,) int64 the rows in the readings they came from; `fresh` (n,) bool: the counter
-    started anew here, so the step from the reading before tells nothing. `quantum` is the counter's
-    step (J, 0 where none shows), `repeats` how many readings only repeated the one before.
+    started anew here, so the step from the reading before tells nothing.
+    `repeats` is how many readings only repeated the one before, `absent` how many had no value.
     """
 
     kind: Literal["power", "energy"]
@@ -27,7 +31,6 @@ class Clean:
     value: Float
     row: Int
     fresh: Bool
-    quantum: float = 0.0
     repeats: int = 0
     wraps: int = 0
     resets: int = 0
@@ -82,25 +85,6 @@ def _unwrap(readings: Clean, wrap_j: float) -> None:
     readings.value = readings.value + np.append(0.0, np.cumsum(np.where(wrapped, wrap_j, 0.0)))
     readings.fresh[1:] = reset
     readings.wraps, readings.resets = int(wrapped.sum()), int(reset.sum())
-    readings.quantum = _quantum(np.diff(readings.value)[~reset])
-
-
-def _quantum(steps: Float) -> float:
-    """The largest unit of which all steps are whole multiples; 0 where they share none worth naming."""
-    steps = np.unique(np.round(steps[steps > 0], 12))
-    if len(steps) < 3:
-        return 0.0
-    smallest = float(np.min(np.diff(np.append(0.0, steps))))
-    unit = smallest
-    for _ in range(30):  # Euclid's algorithm over the reals, with the rounding of doubles as tolerance
-        rest = np.abs(steps - unit * np.round(steps / unit))
-        left = float(rest.max())
-        if left <= 1e-5 * unit + 1e-10:
-            return unit if unit > 1e-7 else 0.0
-        unit = float(rest[rest > 1e-5 * unit + 1e-10].min())
-        if unit < 1e-7:
-            return 0.0
-    return 0.0
 
 
 def _drop_repeats(readings: Clean) -> None:

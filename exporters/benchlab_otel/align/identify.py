@@ -24,6 +24,7 @@ from benchlab_otel.model import Float, Int
 _STEP = 0.001  # s between the map's edges
 _ROWS = 2400  # readings that are looked at
 _SURE = 5.0  # log-likelihood that a choice must be ahead by
+_SHAPED = 15.0  # log-likelihood of the map's top over its median; chance reaches 10 on so many points
 _RIVALS = 4
 _WORTH = 60.0  # log-likelihood behind the best from which a peak of the map may still catch up
 _SMALLEST = 1e-4  # s, width
@@ -71,7 +72,7 @@ def identify(
     lag, width, score = (
         _counter_map(readings, activity, edges) if counter else _boxcar_map(readings, activity, edges)
     )
-    if score.max() - np.median(score) < _SURE:
+    if score.max() - np.median(score) < _SHAPED:
         return Identification(
             configured, False, "the load is too constant: every lag explains the readings as well"
         )
@@ -172,7 +173,7 @@ def _boxcar_map(readings: Clean, activity: Activity, edges: Float) -> tuple[Floa
     normal = own[i] + own[j] - gram[i, j] - gram[j, i]
     normal = normal / width[:, None, None] ** 2
     rhs = (right[i] - right[j]) / width[:, None]
-    return edges[i], width, _score(_rest(normal, rhs, float(y @ y)), n - 1, float(y @ y))
+    return edges[i], width, _score(_rest(normal, rhs, float(y @ y), n), n - 1, float(y @ y))
 
 
 def _counter_map(readings: Clean, activity: Activity, edges: Float) -> tuple[Float, Float, Float]:
@@ -185,14 +186,15 @@ def _counter_map(readings: Clean, activity: Activity, edges: Float) -> tuple[Flo
     y = np.diff((np.diff(readings.value) / gap)[usable])
     moved = np.diff(mean, axis=1)
     normal = np.einsum("snk,tnk->kst", moved, moved)
-    rest = _rest(normal, np.einsum("snk,n->ks", moved, y), float(y @ y))
+    rest = _rest(normal, np.einsum("snk,n->ks", moved, y), float(y @ y), len(y))
     return edges, np.zeros(count), _score(rest, len(y), float(y @ y))
 
 
-def _rest(normal: Float, right: Float, total: float) -> Float:
-    """Residual sums of squares of many least squares problems (k, s, s), (k, s)."""
+def _rest(normal: Float, right: Float, total: float, n: int) -> Float:
+    """Residual sums of squares of many least squares problems (k, s, s), (k, s) of n rows; activity
+    that changes by less than 1e-5 of a window from row to row counts as constant."""
     s = normal.shape[-1]
-    ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(s) / s + 1e-30 * np.eye(s)
+    ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(s) / s + 1e-10 * n * np.eye(s)
     solved = np.linalg.solve(normal + ridge, right[:, :, None])[:, :, 0]
     rest: Float = total - np.einsum("ks,ks->k", solved, right)
     return rest
