@@ -214,11 +214,13 @@ def fields(body: bytes, pos: int, end: int) -> Iterable[tuple[int, int, int]]:
 def varint(body: bytes, pos: int, end: int) -> tuple[int, int]:
     """(value, next position)."""
     value = shift = 0
-    for at in range(pos, min(pos + 10, end)):
+    at, last = pos, min(pos + 10, end)
+    while at < last:
         byte = body[at]
-        value |= (byte & 0x7F) << shift
+        at += 1
         if byte < 0x80:
-            return value, at + 1
+            return value | byte << shift, at
+        value |= (byte & 0x7F) << shift
         shift += 7
     raise ValueError(f"garbled OTLP: no number at byte {pos}")
 
@@ -299,6 +301,7 @@ class _Layout:
 
 
 _MAX_LAYOUTS = 24  # of one length; what is left then goes through the protobuf library
+_WORTH_A_LAYOUT = 16  # spans that must share a layout; below that the library is faster
 _CACHED_LAYOUTS, _CACHED_LENGTH = 512, 4096
 _layouts: dict[int, tuple[_Layout, ...]] = {}  # seen before, by length: small live requests repeat them
 _layouts_lock = threading.Lock()
@@ -319,27 +322,31 @@ def _decode_length(raw: Bytes, body: bytes, offsets: Int, length: int, rows: Int
     if length == 0:
         return  # an empty span: all its columns stay 0, so its ids are invalid
     at = offsets[rows]
-    table = sliding_window_view(raw, length)[at]
-    for layout in _layouts.get(length, ()):
-        rows, at, table = _decode_matching(layout, rows, at, table, out)
-        if not len(rows):
-            return
-    for _ in range(_MAX_LAYOUTS):
-        if not len(rows):
-            return
-        layout = _parse_layout(table[0], int(at[0]))
-        if layout.odd:
-            break
-        _remember(length, layout)
-        rows, at, table = _decode_matching(layout, rows, at, table, out)
-    for row, start in zip(rows.tolist(), at.tolist(), strict=True):
-        _decode_single(body[start : start + length], row, start, out)
+    if len(rows) >= _WORTH_A_LAYOUT:
+        table = sliding_window_view(raw, length)[at]
+        for layout in _layouts.get(length, ()):
+            rows, at, table = _decode_matching(layout, rows, at, table, out)
+        for _ in range(_MAX_LAYOUTS):
+            before = len(rows)
+            if before < _WORTH_A_LAYOUT:
+                break
+            layout = _parse_layout(table[0], int(at[0]))
+            if layout.odd:
+                break
+            _remember(length, layout)
+            rows, at, table = _decode_matching(layout, rows, at, table, out)
+            if before - len(rows) < _WORTH_A_LAYOUT:
+                break
+    if len(rows):
+        _decode_singly(body, rows, at, length, out)
 
 
 def _decode_matching(
     layout: _Layout, rows: Int, at: Int, table: Bytes, out: _Builder
 ) -> tuple[Int, Int, Bytes]:
     """Reads the rows that have this layout; returns the others."""
+    if not len(rows):
+        return rows, at, table
     differs = ((table ^ layout.image) & layout.structure).any(axis=1)
     if differs.all():
         return rows, at, table
@@ -381,8 +388,9 @@ def _read(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
 
 def _read_names(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
     at, size = layout.name
-    for text, which in _texts(table[:, at : at + size]):
-        out.name[rows[which] if which is not None else rows] = out.name_code(_utf8(text))
+    texts = _texts(table[:, at : at + size])
+    codes = {text: out.name_code(_utf8(text)) for text in dict.fromkeys(texts)}
+    out.name[rows] = codes[texts[0]] if len(texts) == 1 else [codes[text] for text in texts]
 
 
 def _read_value(value: _Value, table: Bytes) -> NDArray[Any]:
@@ -396,42 +404,21 @@ def _read_value(value: _Value, table: Bytes) -> NDArray[Any]:
         for k in range(value.size):
             number |= (part[:, k] & np.uint8(0x7F)).astype(np.uint64) << np.uint64(7 * k)
         return number.view(np.int64)
+    texts = _texts(part)
     convert: Callable[[bytes], Any] = _utf8 if value.kind == "s" else _other
-    column = np.empty(len(part), object)
-    for text, which in _texts(part):
-        converted = convert(text)
-        if which is None:
-            column[:] = [converted] * len(part) if isinstance(converted, list) else converted
-        else:
-            for row in which if isinstance(converted, list) else ():
-                column[row] = converted
-            if not isinstance(converted, list):
-                column[which] = converted
-    return column
+    converted = {text: convert(text) for text in dict.fromkeys(texts)}
+    if len(texts) < len(part):
+        texts = texts * len(part)
+    return np.fromiter((converted[text] for text in texts), object, len(part))
 
 
-def _texts(part: Bytes) -> Iterable[tuple[bytes, Int | None]]:
-    """The distinct rows of `part` with their indices (None: all rows are this one)."""
-    if part.shape[1] == 0:
-        yield b"", None
-        return
-    equal = (part == part[0]).all(axis=1)
-    if equal.all():
-        yield part[0].tobytes(), None
-        return
-    rest = np.arange(len(part))
-    for _ in range(16):
-        first = part[rest[0]]
-        equal = (part[rest] == first).all(axis=1)
-        yield first.tobytes(), rest[equal]
-        rest = rest[~equal]
-        if not len(rest):
-            return
-    groups: dict[bytes, list[int]] = {}
-    for row in rest.tolist():
-        groups.setdefault(part[row].tobytes(), []).append(row)
-    for text, members in groups.items():
-        yield text, np.array(members, np.int64)
+def _texts(part: Bytes) -> list[bytes]:
+    """The rows of `part` as bytes; one only where all are equal."""
+    if part.shape[1] == 0 or (part == part[0]).all():
+        return [part[0].tobytes()]
+    joined = np.ascontiguousarray(part)
+    texts: list[bytes] = joined.view(np.dtype((np.void, joined.shape[1])))[:, 0].tolist()
+    return texts
 
 
 def _utf8(raw: bytes) -> str:
@@ -552,37 +539,39 @@ def _place_link(layout: _Layout, body: bytes, at: int, end: int) -> None:
         layout.links.append((trace[0], span[0]))
 
 
-def _decode_single(raw: bytes, row: int, offset: int, out: _Builder) -> None:
+def _decode_singly(body: bytes, rows: Int, at: Int, length: int, out: _Builder) -> None:
+    """Reads spans by the protobuf library, one by one."""
+    spans = [_span(body[start : start + length], start) for start in at.tolist()]
+    out.trace[rows] = np.frombuffer(b"".join(_id(span.trace_id, 16) for span in spans), ">u8").reshape(-1, 2)
+    out.span[rows] = np.frombuffer(b"".join(_id(span.span_id, 8) for span in spans), ">u8")
+    out.parent[rows] = np.frombuffer(b"".join(_id(span.parent_span_id, 8) for span in spans), ">u8")
+    out.start[rows] = np.array([span.start_time_unix_nano for span in spans], np.uint64).view(np.int64)
+    out.end[rows] = np.array([span.end_time_unix_nano for span in spans], np.uint64).view(np.int64)
+    out.status[rows] = [_status(span.status.code) for span in spans]
+    out.name[rows] = [out.name_code(span.name) for span in spans]
+    for row, span in zip(rows.tolist(), spans, strict=True):
+        given = {kv.key: _plain(kv.value) for kv in span.attributes if kv.value.WhichOneof("value")}
+        for key, value in given.items():
+            out.add_one(key, row, value)
+        if out.want_links:
+            links = [
+                (*np.frombuffer(link.trace_id, ">u8"), int.from_bytes(link.span_id, "big"))
+                for link in span.links
+                if len(link.trace_id) == 16 and len(link.span_id) == 8
+            ]
+            if links:
+                out.links[row] = np.array(links, np.uint64)
+
+
+def _span(raw: bytes, offset: int) -> Span:
     try:
-        span = Span.FromString(raw)
+        return Span.FromString(raw)
     except DecodeError as error:
         raise ValueError(f"garbled OTLP: span at byte {offset}: {error}") from None
-    if len(span.trace_id) == 16:
-        out.trace[row] = np.frombuffer(span.trace_id, ">u8")
-    out.span[row] = int.from_bytes(span.span_id, "big") if len(span.span_id) == 8 else 0
-    out.parent[row] = int.from_bytes(span.parent_span_id, "big") if len(span.parent_span_id) == 8 else 0
-    out.start[row] = np.uint64(span.start_time_unix_nano).astype(np.int64)
-    out.end[row] = np.uint64(span.end_time_unix_nano).astype(np.int64)
-    out.status[row] = _status(span.status.code)
-    out.name[row] = out.name_code(span.name)
-    for kv in span.attributes:
-        if kv.value.WhichOneof("value") is not None:
-            out.add(kv.key, np.array([row], np.int64), _single(_plain(kv.value)))
-    links = [
-        (*np.frombuffer(link.trace_id, ">u8"), int.from_bytes(link.span_id, "big"))
-        for link in span.links
-        if len(link.trace_id) == 16 and len(link.span_id) == 8
-    ]
-    if out.want_links and links:
-        out.links[row] = np.array(links, np.uint64)
 
 
-def _single(value: Any) -> NDArray[Any]:
-    if isinstance(value, bool | int | float):
-        return np.array([value])
-    column = np.empty(1, object)
-    column[0] = value
-    return column
+def _id(raw: bytes, length: int) -> bytes:
+    return raw if len(raw) == length else bytes(length)
 
 
 # -- columns ----------------------------------------------------------------------------------
@@ -601,6 +590,7 @@ class _Builder:
         self.name = np.zeros(n, np.int32)
         self.names: dict[str, int] = {"": 0}
         self.parts: dict[str, list[tuple[Int, NDArray[Any]]]] = {}
+        self.ones: dict[tuple[str, type], tuple[list[int], list[Any]]] = {}
         self.links: dict[int, Uint] = {}
         self.want_links = want_links
 
@@ -610,7 +600,21 @@ class _Builder:
     def add(self, key: str, rows: Int, values: NDArray[Any]) -> None:
         self.parts.setdefault(key, []).append((rows, values))
 
+    def add_one(self, key: str, row: int, value: Any) -> None:
+        kind = type(value) if isinstance(value, bool | int | float) else object
+        rows, values = self.ones.setdefault((key, kind), ([], []))
+        rows.append(row)
+        values.append(value)
+
     def finish(self, resource: NDArray[np.int32], resources: list[dict[str, Any]]) -> Spans:
+        for (key, kind), (rows, values) in self.ones.items():
+            column: NDArray[Any] = np.empty(
+                len(values), {int: np.int64, float: np.float64, bool: np.bool_}.get(kind, object)
+            )
+            for i, value in enumerate(values):
+                column[i] = value
+            order = np.argsort(rows)
+            self.add(key, np.array(rows, np.int64)[order], column[order])
         return Spans(
             trace=self.trace,
             span=self.span,
