@@ -15,9 +15,11 @@ import numpy as np
 
 from benchlab_otel import sources
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
+from benchlab_otel.align.attribution import Attribution
 from benchlab_otel.align.columns import is_simulated
+from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live
 from benchlab_otel.align.energy_spans import encode_energy
-from benchlab_otel.align.metrics import FrameMetrics, points, take_in
+from benchlab_otel.align.metrics import FrameMetrics, attribution_points, points, take_in
 from benchlab_otel.archive import session
 from benchlab_otel.cli.errors import Failure, UserError
 from benchlab_otel.config import Settings
@@ -126,35 +128,40 @@ class LiveAligner:
         self, settings: Settings, resource: Resource, base: Anchor, give_out: Callable[[bytes], None]
     ) -> None:
         self._aligner = Aligner(lateness_ns=int(settings.align.lateness_s * 1e9))
+        self._conditioner = Conditioner()
         self._metrics = FrameMetrics(base.now_ns(), settings.align.pairs)
         self._resource = resource
         self._energy = give_out
         self._lock = threading.Lock()
+        self._summaries: list[Attribution] = []
         self.simulated = False  # whether any span said so
 
     def take(self, spans: Spans) -> None:
         """Aligns a block of spans and gives out the energy of the frames that are done."""
         self.simulated |= any(map(is_simulated, spans.resources))
-        for aligned in align(self._aligner, spans):
-            self._give_out(aligned)
+        self._give_out(condition_live(self._conditioner, self._aligner, align(self._aligner, spans)))
 
     def close(self) -> None:
         """Gives out what still waits."""
-        for aligned in close(self._aligner):
-            self._give_out(aligned)
+        self._give_out(condition_live(self._conditioner, self._aligner, close(self._aligner)))
+        self._give_out(close_conditioner(self._conditioner))
 
-    def _give_out(self, aligned: Aligned) -> None:
-        body = encode_energy(aligned, self._resource)
-        if body:
-            self._energy(body)
+    def _give_out(self, blocks: list[Aligned]) -> None:
+        for aligned in blocks:
+            body = encode_energy(aligned, self._resource)
+            if body:
+                self._energy(body)
         with self._lock:
-            take_in(self._metrics, aligned)
+            for aligned in blocks:
+                take_in(self._metrics, aligned)
+            self._summaries = self._conditioner.summaries
 
     def metrics(self, now_ns: int) -> bytes:
         """The aligner's metrics as they stand, as one request; marked if anything was simulated."""
         resource = {**self._resource, SIMULATED: True} if self.simulated else self._resource
         with self._lock:
-            return encode_metrics(resource_of(resource), points(self._metrics, now_ns))
+            found = [p for summary in self._summaries for p in attribution_points(summary, now_ns)]
+            return encode_metrics(resource_of(resource), [*points(self._metrics, now_ns), *found])
 
 
 class ClockWatch:

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
-from benchlab_otel.align.attribution import Attribution, PipelineEnergy, Settings, attribute
+from benchlab_otel.align.attribution import Attribution, PipelineEnergy
+from benchlab_otel.align.meters import attribute_all
+from benchlab_otel.align.segments import Segment, add_to_segment, finish_segment
 from benchlab_otel.archive.reader import read_spans
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session
@@ -40,7 +42,7 @@ def load(session: Session, faults: list[Fault], progress: Callable[[int], None] 
 def attributed(runs: list[Run]) -> Recording:
     """Attributes the readings of the runs' session to their frames and stages; adds to the runs' energies."""
     readings = runs[0].readings if runs else []
-    recording = Recording(runs, _attributions([run.frames for run in runs], readings))
+    recording = Recording(runs, attribute_all([run.frames for run in runs], readings))
     for i, run in enumerate(runs):
         told = zip(readings, of_run(recording, i), strict=True)
         energies = [_conditioned(series, energy) for series, (_, energy) in told]
@@ -51,27 +53,6 @@ def attributed(runs: list[Run]) -> Recording:
 def of_run(recording: Recording, i: int) -> list[tuple[Attribution, PipelineEnergy]]:
     """What each meter's domain tells of one run."""
     return [(a, a.pipelines[i]) for a in recording.attributions]
-
-
-def _attributions(frames: list[Frames], readings: list[Readings]) -> list[Attribution]:
-    """By meter: where its samples declare no window, it is found once, on the domain that shows most."""
-    found: dict[tuple[str, str], Attribution] = {}
-    for one in {(r.meter, r.kind): None for r in readings}:
-        mine = sorted((r for r in readings if (r.meter, r.kind) == one), key=_tells_most, reverse=True)
-        lead = attribute(frames, mine[0], Settings(find_kernel=not mine[0].window_ns))
-        found[lead.meter, lead.domain] = lead
-        for r in mine[1:]:
-            other = attribute(frames, r, Settings(kernel=lead.kernel))
-            found[r.meter, r.domain] = replace(other, identification=lead.identification)
-    return [found[r.meter, r.domain] for r in readings]
-
-
-def _tells_most(readings: Readings) -> tuple[bool, float]:
-    """`system` first, then by the variance of power."""
-    watts = readings.value
-    if readings.kind == "energy":
-        watts = np.diff(readings.value) * 1e9 / np.maximum(np.diff(readings.time), 1)
-    return readings.domain == "system", float(np.var(watts)) if len(watts) else 0.0
 
 
 def _conditioned(readings: Readings, energy: PipelineEnergy) -> FrameEnergy:
@@ -110,6 +91,16 @@ def align_session(
     for spans in read_spans(session.traces, faults, progress=progress):
         yield from align(state, spans)
     yield from close(state)
+
+
+def conditioned_session(
+    state: Aligner, session: Session, faults: list[Fault], progress: Callable[[int], None] | None = None
+) -> Iterator[Aligned]:
+    """`align_session` with conditioned figures; `state` must keep readings for `segments.KEEP_NS`."""
+    segment = Segment()
+    for block in align_session(state, session, faults, progress):
+        yield from add_to_segment(segment, state, [block])
+    yield from finish_segment(segment, state)
 
 
 class _Column:

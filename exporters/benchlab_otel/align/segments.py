@@ -1,0 +1,130 @@
+"""Offline: aligned blocks in, the same blocks with their conditioned figures out, an hour at a time.
+
+Memory is that of a segment, whatever the archive's length. Neighbouring segments overlap by
+MARGIN_NS on both sides, so that no frame is conditioned without the frames around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchlab_otel.align.aligner import Aligned, Aligner
+from benchlab_otel.align.attribution import PipelineEnergy
+from benchlab_otel.align.meters import Windows, attribute_all
+from benchlab_otel.align.readings import slice_of
+from benchlab_otel.model import Frames, Readings
+
+SEGMENT_NS = 1_800_000_000_000
+MARGIN_NS = 5_000_000_000
+KEEP_NS = SEGMENT_NS + 12 * MARGIN_NS  # what an Aligner must keep of the readings for this
+
+
+@dataclass(slots=True)
+class Segment:
+    """The blocks of the current stretch; the first `given` of them are out and only lend context."""
+
+    blocks: list[Aligned] = field(default_factory=list)
+    given: int = 0
+    windows: Windows = field(default_factory=dict)
+
+
+def add_to_segment(state: Segment, aligner: Aligner, blocks: list[Aligned]) -> Iterator[Aligned]:
+    """Takes in blocks in order of time; gives out a segment's when it is full."""
+    state.blocks += blocks
+    if state.blocks and _end(state.blocks[-1]) - _end(state.blocks[0]) > SEGMENT_NS:
+        yield from finish_segment(state, aligner, _end(state.blocks[-1]) - MARGIN_NS)
+
+
+def finish_segment(
+    state: Segment, aligner: Aligner, until: int = np.iinfo(np.int64).max
+) -> Iterator[Aligned]:
+    """Attributes what is there and gives out the blocks that end by `until`; the last ones stay."""
+    if not state.blocks:
+        return
+    groups: dict[tuple[str, str], list[Aligned]] = {}
+    for block in state.blocks:
+        groups.setdefault((block.frames.service, block.frames.pipeline), []).append(block)
+    frames = [join_frames([b.frames for b in group]) for group in groups.values()]
+    first = min(int(f.begin.min()) for f in frames) - MARGIN_NS
+    readings = [_since(r, first) for r in aligner.readings.values()]
+    found = {(a.meter, a.domain): a for a in attribute_all(frames, readings, state.windows)}
+    for place, group in enumerate(groups.values()):
+        _hand_back(group, [(key, a.pipelines[place]) for key, a in found.items()])
+    out = [b for b in state.blocks[state.given :] if _end(b) <= until]
+    left = [b for b in state.blocks[state.given :] if _end(b) > until]
+    context = [b for b in (*state.blocks[: state.given], *out) if _end(b) > until - MARGIN_NS]
+    state.blocks, state.given = context + left, len(context)
+    yield from out
+
+
+def _end(block: Aligned) -> int:
+    return int(block.frames.end[-1])
+
+
+def _since(readings: Readings, time_ns: int) -> Readings:
+    return slice_of(readings, int(np.searchsorted(readings.time, time_ns)), len(readings))
+
+
+def _hand_back(group: list[Aligned], figures: list[tuple[tuple[str, str], PipelineEnergy]]) -> None:
+    """Gives each block of a pipeline its rows of the pipeline's figures."""
+    by_domain = dict(figures)
+    frame = stage = 0
+    for block in group:
+        n, m = len(block.frames), len(block.frames.stage_frame)
+        block.conditioned = [
+            _rows(by_domain[e.meter, e.domain], slice(frame, frame + n), slice(stage, stage + m))
+            for e in block.energy
+        ]
+        frame, stage = frame + n, stage + m
+
+
+def _rows(figures: PipelineEnergy, frames: slice, stages: slice) -> PipelineEnergy:
+    return replace(
+        figures,
+        own=figures.own[frames],
+        own_uncertainty=figures.own_uncertainty[frames],
+        shared=figures.shared[frames],
+        shared_uncertainty=figures.shared_uncertainty[frames],
+        energy=figures.energy[frames],
+        energy_uncertainty=figures.energy_uncertainty[frames],
+        stage=figures.stage[stages],
+        stage_uncertainty=figures.stage_uncertainty[stages],
+        first=figures.first[frames],
+        last=figures.last[frames],
+    )
+
+
+def join_frames(blocks: list[Frames]) -> Frames:
+    """One table of several of the same pipeline, in their order."""
+    names: dict[str, int] = {}
+    stages, owners = [], []
+    base = 0
+    for block in blocks:
+        codes = np.array([names.setdefault(n, len(names)) for n in block.stage_names], np.int32)
+        stages.append(codes[block.stage] if len(codes) else block.stage)
+        owners.append(block.stage_frame + base)
+        base += len(block)
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(b, name) for b in blocks])
+
+    return replace(
+        blocks[0],
+        trace=joined("trace"),
+        span=joined("span"),
+        begin=joined("begin"),
+        end=joined("end"),
+        number=joined("number"),
+        outcome=joined("outcome"),
+        stage_frame=np.concatenate(owners),
+        stage=np.concatenate(stages).astype(np.int32),
+        stage_begin=joined("stage_begin"),
+        stage_end=joined("stage_end"),
+        stage_names=list(names),
+        simulated=any(b.simulated for b in blocks),
+    )
