@@ -301,11 +301,15 @@ def test_the_window_of_an_unknown_meter_is_found_once() -> None:
 def test_a_window_that_cannot_be_found_says_so() -> None:
     steady = (Stage("all", 100.0, 0.015, length_spread=0.0),)
     run, _ = recorded(steady, meter=Meter(noise=0.5, known=False))
+    run.energy = [replace(make_energy(run.frames, "system"), meter=run.readings[0].meter)]
     report, energy = reported(run)
     assert energy.window is not None
     assert energy.window.origin == "not identifiable"
     assert energy.window.reason
-    assert "Instantaneous (configured; " in text(report)
+    assert (energy.conditioned, energy.stages) == (None, [])
+    assert energy.interpolated is not None
+    assert energy.window.reason in report.unresolved[0]
+    assert "Mean over" not in text(report)
 
 
 def test_two_stages_never_apart_get_one_figure() -> None:
@@ -342,12 +346,11 @@ def test_a_stage_that_is_always_active_has_no_figure() -> None:
 def test_too_short_a_run_has_words_and_no_figure() -> None:
     run, _ = recorded(seconds=0.3)
     run.readings = [slice_of(run.readings[0], 0, 15)]
-    run.energy = [make_energy(run.frames, "system")]  # interpolated all the same
-    run.energy[0].meter = run.readings[0].meter
+    run.energy = [replace(make_energy(run.frames, "system"), meter=run.readings[0].meter)]
     report, energy = reported(run)
     assert (energy.conditioned, energy.shared, energy.base_w, energy.stages) == (None, None, None, [])
     assert re.search(
-        "nothing for stages: too little data: 15 readings for 3 stages, 17", report.unresolved[0]
+        "nothing for stages: too little data: 15 readings for . stages, 17", report.unresolved[0]
     )
     run, _ = recorded(seconds=1.5, meter=Meter(noise=60.0))
     report, energy = reported(run)

@@ -13,8 +13,9 @@ from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.cli.session import Reference, find, load
 from benchlab_otel.config import Settings
+from benchlab_otel.export import explain
 from benchlab_otel.export.recording import of_run
-from benchlab_otel.export.report import make_report, to_json
+from benchlab_otel.export.report import SCHEMA, dump_json, make_report, to_json
 from benchlab_otel.export.report_text import render
 
 
@@ -23,17 +24,25 @@ def command(
     pair: Annotated[
         list[str] | None, typer.Option(metavar="FROM:TO", help="Also the latency between two marks.")
     ] = None,
+    frame: Annotated[
+        str | None,
+        typer.Option("--explain", metavar="FRAME", help="One frame, by its number or its trace id's begin."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same figures for scripts.")] = False,
     config: options.ConfigFile = None,
 ) -> None:
-    """Stages' latency, joules a frame with their uncertainty, drops, and what could not be resolved.
+    """Latency, watts and joules by stage with their uncertainty, drops, and what could not be resolved.
 
     \b
     Examples:
       benchlab-otel report
       benchlab-otel report 20261001T12 --pair ingress:display
       benchlab-otel report latest --json | jq .runs[0].energy
+      benchlab-otel report latest --explain 512
     """
+    if frame is not None:
+        show_frame(session, options.settings(config), frame, as_json)
+        return
     show(session, options.settings(config), pair or (), as_json)
 
 
@@ -56,3 +65,18 @@ def show(session: str, settings: Settings, pairs: Sequence[str] = (), as_json: b
     for report in reports:
         console.print()
         console.print(render(report))
+
+
+def show_frame(session: str, settings: Settings, name: str, as_json: bool) -> None:
+    """Prints what a frame's figures came from. Raises UserError where there is no such frame."""
+    recording, _ = load(find(session, settings.session.data_dir))
+    try:
+        found = [explain.explain(recording, i, row) for i, row in explain.find_frames(recording, name)]
+    except explain.FrameNotFound as error:
+        raise UserError(str(error)) from None
+    if as_json:
+        print(dump_json({"schema": SCHEMA, "frames": found}))
+        return
+    console = Console(highlight=False)
+    for n, frame in enumerate(found):
+        console.print(*[""] * bool(n), explain.render(frame), sep="\n")

@@ -14,6 +14,8 @@ What a pipeline becomes, a row for each frame after the first (whose end is seco
 | Power (W), Energy (mWh) sensors | each domain while the frame was in flight |
 | Pmd*Power | the meter's own readings on a grid of SampleTime, NaN where it was silent for longer |
 
+Energies are the conditioned ones where there are any (`align.attribution`), else the interpolated. Stages'
+joules are no sensors: a stage of some milliwatt-seconds reads 0.0 in mWh, the one unit there is.
 CapFrameX demands the other members; a pipeline has nothing to say there and they are 0. A sensor is
 left out, and the comment says so, where fewer than half of the completed frames have it.
 Format: CapFrameX 1.8.4, `CapFrameX.Data.Session` and its loader.

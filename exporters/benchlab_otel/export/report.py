@@ -202,7 +202,12 @@ def to_json(reports: Sequence[Report], session: str, faults: Sequence[str] = ())
     Figures have six digits, more than any is certain to.
     """
     whole = {"schema": SCHEMA, "session": session, "faults": list(faults), "runs": list(reports)}
-    plain = six_digits(msgspec.to_builtins(whole, enc_hook=float))  # NumPy's floats are not msgspec's
+    return dump_json(whole)
+
+
+def dump_json(data: Any) -> str:
+    """Dataclasses, lists and figures as JSON to read; what is not finite becomes null."""
+    plain = six_digits(msgspec.to_builtins(data, enc_hook=float))  # NumPy's floats are not msgspec's
     return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
 
 

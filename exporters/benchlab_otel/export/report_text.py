@@ -84,7 +84,7 @@ def unit_of(largest_j: float) -> tuple[str, float]:
 def window_words(energy: Energy) -> str:
     """What is known of the meter's averaging, in a line."""
     window = energy.window
-    if window is None:
+    if window is None or energy.reason:
         return ""
     lag, width = (
         plus_minus(seconds, half, 1e3)
@@ -112,7 +112,7 @@ def _origin(window: Window) -> str:
 # -- tables -----------------------------------------------------------------------------------
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
     """The first column is names, the others are figures."""
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     table.add_column(columns[0], overflow="fold")
@@ -122,7 +122,7 @@ def _table(*columns: str) -> Table:
 
 
 def _latency_table(rows: Sequence[Latency]) -> Table:
-    table = _table("Latency (ms)", "p50", "p95", "p99", "max", "of frame time", "frames")
+    table = table_of("Latency (ms)", "p50", "p95", "p99", "max", "of frame time", "frames")
     for r in rows:
         figures = [f"{s * 1e3:.2f}" for s in (r.p50_s, r.p95_s, r.p99_s, r.max_s)]
         table.add_row(r.name, *figures, "" if r.share is None else f"{r.share:.1%}", f"{r.count:,}")
@@ -135,15 +135,22 @@ def _by_row(title: str, energies: Sequence[Energy], columns: Sequence[tuple[str,
     kept = [(name, values) for name, values in cells if any(values)]
     if not kept:
         return None
-    table = _table(title, *(name for name, _ in kept))
+    table = table_of(title, *(name for name, _ in kept))
     for i, e in enumerate(energies):
         table.add_row(e.domain, *(values[i] for _, values in kept))
     return table
 
 
 def _by_column(title: str, beside: str, energies: Sequence[Energy], rows: dict[str, Pair]) -> Iterator[Table]:
-    """A column a domain (two where it has anything `beside`), in as many tables as the width takes."""
+    """A column a domain, two where it has anything `beside`."""
     groups = [_columns(e, beside, list(rows.values())) for e in energies]
+    return side_by_side(title, list(rows), groups)
+
+
+def side_by_side(
+    title: str, rows: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]
+) -> Iterator[Table]:
+    """Groups of columns (heading first) that stay together, in as many tables as the width takes."""
     names = max(len(name) for name in (title, *rows))
     widths = [sum(GAP + max(map(len, column)) for column in group) for group in groups]
     first = 0
@@ -152,7 +159,7 @@ def _by_column(title: str, beside: str, energies: Sequence[Energy], rows: dict[s
         while last < len(groups) and names + sum(widths[first : last + 1]) <= WIDTH:
             last += 1
         columns = [column for group in groups[first:last] for column in group]
-        table = _table(title, *(column[0] for column in columns))
+        table = table_of(title, *(column[0] for column in columns))
         for i, name in enumerate(rows, 1):
             table.add_row(name, *(column[i] for column in columns))
         yield table
