@@ -172,6 +172,13 @@ def test_faulty_replies_never_become_values(fault, value, reasons):
         readings = health.readings
         wait_for(lambda: health.readings >= readings + 5)
     assert set(health.failures) & reasons
+    if fault == "silent":
+        health_shown = zip(
+            receiver.values("exporter.collect.success"),
+            receiver.values("exporter.collect.duration"),
+            strict=True,
+        )
+        assert next(duration for success, duration in health_shown if success == 0.0) >= 0.1
     for _, attributes in receiver.samples():
         for rail in wire.RAILS:
             assert attributes[f"hw.power.rail.{rail}"] == pytest.approx(WATTS.get(rail, 0.0))

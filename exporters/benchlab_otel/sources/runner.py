@@ -133,20 +133,20 @@ class Runner:
     def _read_on(self, reader: Reader) -> None:
         """Reads until `stop`; raises the SourceError that ended it. Little is done per reading."""
         schedule, replies = self._schedule, self._replies
-        try:
-            while True:
-                deadline = schedule.next(time.monotonic())
-                if deadline >= self._flush_due:
-                    self._flush(reader)
-                if self._stopped_before(deadline):
-                    return
-                try:
-                    replies.append(reader.read())
-                except SourceError:
-                    self.health.duration_s = time.monotonic() - deadline
-                    raise
-        finally:
-            self._flush(reader)
+        while True:
+            deadline = schedule.next(time.monotonic())
+            if deadline >= self._flush_due:
+                self._flush(reader)
+            if self._stopped_before(deadline):
+                self._flush(reader)
+                return
+            try:
+                replies.append(reader.read())
+            except SourceError:
+                lasted = time.monotonic() - deadline
+                self._flush(reader)  # what came before is good
+                self.health.duration_s = lasted
+                raise
 
     def _stopped_before(self, deadline: float) -> bool:
         """Waits for the deadline; True when `stop` came first. Short waits sleep: an Event costs more."""
@@ -175,33 +175,33 @@ class Runner:
         replies = self._replies.copy()
         self._replies.clear()
         if replies:
-            for readings in reader.decode(replies):
-                self._succeeded(reader.device, readings)
+            for batch in reader.decode(replies):
+                self._succeeded(reader.device, batch)
         now = time.monotonic()
         self._flush_due = now + self._flush_s
         if now >= self._metrics_due and self._latest is not None:
             self._publish_metrics()
 
-    def _succeeded(self, device: Device, readings: Batch) -> None:
+    def _succeeded(self, device: Device, batch: Batch) -> None:
         health = self.health
         if not health.ok and health.failures:
             log.warning("%s: back: %s", health.source, device.description)
         health.ok, health.message, health.fix = True, "", ""
-        health.readings += len(readings.start_ns)
-        health.duration_s = float(readings.end_ns[-1] - readings.start_ns[-1]) * 1e-9
-        self._latest = readings
-        if sampled := [i for i, f in enumerate(readings.fields) if f.key]:
-            table = Table(tuple(readings.fields[i].key for i in sampled), readings.values[:, sampled])
-            self._sink.traces(encode_request(self._resource, [self._sample_spans(device, readings, table)]))
+        health.readings += len(batch.start_ns)
+        health.duration_s = float(batch.end_ns[-1] - batch.start_ns[-1]) * 1e-9
+        self._latest = batch
+        if sampled := [i for i, f in enumerate(batch.fields) if f.key]:
+            table = Table(tuple(batch.fields[i].key for i in sampled), batch.values[:, sampled])
+            self._sink.traces(encode_request(self._resource, [self._sample_spans(device, batch, table)]))
 
-    def _sample_spans(self, device: Device, readings: Batch, table: Table) -> SpanBatch:
-        n = len(readings.start_ns)
+    def _sample_spans(self, device: Device, batch: Batch, table: Table) -> SpanBatch:
+        n = len(batch.start_ns)
         return SpanBatch(
             contract.SAMPLE,
             trace=np.broadcast_to(self._trace, (n, 2)),
             span=nonzero(np.frombuffer(os.urandom(8 * n), np.uint64)),
-            start=readings.start_ns,
-            end=readings.end_ns,
+            start=batch.start_ns,
+            end=batch.end_ns,
             parent=np.full(n, self._root, np.uint64),
             attributes={contract.HW_ID: device.hw_id, contract.HW_TYPE: device.hw_type, **device.attributes},
             table=table,
@@ -247,12 +247,12 @@ class Runner:
         return points
 
 
-def _points(readings: Batch, since_ns: int) -> list[Point]:
+def _points(batch: Batch, since_ns: int) -> list[Point]:
     """The last reading as metric points; absent values have none. `since_ns`: when counters began."""
-    time_ns = int(readings.end_ns[-1])
+    time_ns = int(batch.end_ns[-1])
     starts = {"counter": since_ns}
     return [
         Point(f.metric, dict(f.labels), value, time_ns, starts.get(f.metric.kind, 0))
-        for f, value in zip(readings.fields, readings.values[-1].tolist(), strict=True)
+        for f, value in zip(batch.fields, batch.values[-1].tolist(), strict=True)
         if not math.isnan(value)
     ]
