@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from benchlab_otel import contract
-from benchlab_otel.align.aligner import Aligner, align, close
+from benchlab_otel.align.aligner import Aligner, align
+from benchlab_otel.align.conditioner import Conditioner, condition_live
 from benchlab_otel.align.energy_spans import encode_energy
 from benchlab_otel.otlp.decode import decode_traces
 from benchlab_otel.simulate import power
@@ -28,16 +29,15 @@ def test_every_name_of_the_contract_is_on_the_page():
 
 def test_energy_spans_have_the_attributes_of_the_page_and_no_others():
     random = np.random.default_rng(3)
-    truth = power.simulate(power.Load((power.Stage("work", 50.0, 0.005),), duration_s=3.0), random)
-    meter = power.Meter()
+    truth = power.simulate(power.Load((power.Stage("work", 50.0, 0.005),), duration_s=12.0), random)
+    meter = power.Meter(noise=0.1)
     readings = power.measure(truth, meter, random)
-    state = Aligner()
+    state, conditioner = Aligner(), Conditioner()
     aligned = []
     for body in power.requests([truth.frames], [readings], [meter]):
-        aligned += align(state, decode_traces(body))
-    aligned += close(state)
-    spans = decode_traces(encode_energy(next(a for a in aligned if a.energy), {}))
-    found = {name.replace("system", "<domain>") for name in spans.attributes}
+        aligned += condition_live(conditioner, state, align(state, decode_traces(body)))
+    last = next(a for a in reversed(aligned) if a.conditioned)
+    spans = decode_traces(encode_energy(last, {}))
+    found = {name.replace("system", "<domain>").replace("work", "<stage>") for name in spans.attributes}
     documented = set(re.findall(r"^\| `([^`]*<domain>[^`]*)` \|", PAGE, re.MULTILINE))
-    assert found <= documented
-    assert documented
+    assert found == documented
