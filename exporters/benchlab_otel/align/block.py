@@ -115,6 +115,8 @@ def design_of(work: Work, rows: Windows) -> tuple[Design, Int]:
 def _cut(begin: Float, end: Float, longest: float, span: Core) -> tuple[Int, Float, Float]:
     """Pieces clipped to the span and cut into equal parts of at most `longest` s: (owner, begin, end)."""
     begin, end = np.clip(begin, *span), np.clip(end, *span)
+    if len(begin) == 0 or float((end - begin).max()) <= longest:
+        return np.arange(len(begin)), begin, end
     parts = np.maximum(np.ceil((end - begin) / longest), 1).astype(np.int64)
     owner = np.repeat(np.arange(len(begin)), parts)
     k = np.arange(len(owner)) - (np.cumsum(parts) - parts)[owner]

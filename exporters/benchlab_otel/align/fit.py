@@ -25,7 +25,8 @@ from benchlab_otel.model import Float
 _ROUNDS = 25
 _ALIKE = 0.5  # sd of log(σ/W) between stages
 _LONGEST = 3.0  # step in log θ
-_GAIN = 1e-2  # log-likelihood below which another round is not worth it
+_FIRST_ROWS = 1024  # rows that a first idea of the variances comes from
+_GAIN = 3e-2  # log-likelihood below which another round is not worth it
 _FLOOR = 1e-12  # of the differences' variance: what a variation that is not there is held at
 _NOISE_FLOOR = 1e-6  # the same for noise: it keeps S well conditioned, and no meter is better
 _STEADY = 1e-7  # least variance of the base from one row to the next, as a share of the noise
@@ -86,15 +87,17 @@ def fit(design: Design, start: Variances | None = None, most_rows: int = 8192) -
     Variances come from at most `most_rows` rows in the middle (they settle long before), watts from
     all. Raises numpy.linalg.LinAlgError where the stages can't be told apart (see `resolve`).
     """
-    n = len(design.rows)
-    sample = design
-    if n > most_rows:
-        first = (n - most_rows) // 2
-        sample = part_of(design, first, first + most_rows)
-    variances, loglik = reml(sample, start)
+    if start is None and len(design.rows) > 2 * _FIRST_ROWS:
+        start = reml(_middle(design, _FIRST_ROWS))[0]
+    variances, loglik = reml(_middle(design, most_rows), start)
     priors = prior(design, variances, least_squares(design))
     solved = solve(design, priors)
     return Fit(solved.watts, solved.covariance, variances, loglik, solved, priors)
+
+
+def _middle(design: Design, most: int) -> Design:
+    n = len(design.rows)
+    return design if n <= most else part_of(design, (n - most) // 2, (n + most) // 2)
 
 
 # -- generalised least squares ------------------------------------------------------------------

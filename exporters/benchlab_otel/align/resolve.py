@@ -67,18 +67,22 @@ def regrouped(design: Design, column: Int, columns: int) -> Design:
     stage = column[design.pieces.stage]
     if columns == design.pieces.stages and np.array_equal(stage, design.pieces.stage):
         return design
-    keep = np.flatnonzero(stage >= 0)
-    pieces = Pieces(design.pieces.begin[keep], design.pieces.end[keep], stage[keep], columns)
-    hot = np.zeros((design.pieces.stages, columns))
-    chosen = column >= 0
-    hot[np.flatnonzero(chosen), column[chosen]] = 1.0
+    active, contrast = np.zeros((len(design.rows), columns)), np.zeros((len(design.rows) - 1, columns))
+    for s in np.flatnonzero(column >= 0):
+        active[:, column[s]] += design.active[:, s]
+        contrast[:, column[s]] += design.contrast[:, s]
+    keep = stage >= 0
+    if keep.all():
+        pieces = replace(design.pieces, stage=stage, stages=columns)
+        return replace(design, pieces=pieces, active=active, contrast=contrast)
+    kept = np.flatnonzero(keep)
     return replace(
         design,
-        pieces=pieces,
-        overlap=design.overlap[:, keep],
-        parts=design.parts[:, keep],
-        active=design.active @ hot,
-        contrast=design.contrast @ hot,
+        pieces=Pieces(design.pieces.begin[kept], design.pieces.end[kept], stage[kept], columns),
+        overlap=design.overlap[:, kept],
+        parts=design.parts[:, kept],
+        active=active,
+        contrast=contrast,
     )
 
 
