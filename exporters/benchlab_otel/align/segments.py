@@ -30,13 +30,14 @@ class Segment:
 
     blocks: list[Aligned] = field(default_factory=list)
     given: int = 0
+    length_ns: int = SEGMENT_NS
     windows: Windows = field(default_factory=dict)
 
 
 def add_to_segment(state: Segment, aligner: Aligner, blocks: list[Aligned]) -> Iterator[Aligned]:
     """Takes in blocks in order of time; gives out a segment's when it is full."""
     state.blocks += blocks
-    if state.blocks and _end(state.blocks[-1]) - _end(state.blocks[0]) > SEGMENT_NS:
+    if state.blocks and _end(state.blocks[-1]) - _end(state.blocks[0]) > state.length_ns:
         yield from finish_segment(state, aligner, _end(state.blocks[-1]) - MARGIN_NS)
 
 
