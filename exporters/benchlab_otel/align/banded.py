@@ -20,11 +20,12 @@ from benchlab_otel.model import Float, Int
 
 def band_of(matrix: sparse.csr_array[Any], width: int) -> Float:
     """The lower band (width + 1, n) of a symmetric sparse matrix; entries outside are left out."""
-    coo = matrix.tocoo()
-    row, col = coo.coords
-    keep = (row >= col) & (row - col <= width)
-    ab = np.zeros((width + 1, matrix.shape[0]))
-    ab[row[keep] - col[keep], col[keep]] = coo.data[keep]
+    n = matrix.shape[0]
+    row = np.repeat(np.arange(n), np.diff(matrix.indptr))
+    below = row - matrix.indices
+    keep = (below >= 0) & (below <= width)
+    ab = np.zeros((width + 1, n))
+    ab[below[keep], matrix.indices[keep]] = matrix.data[keep]
     return ab
 
 
@@ -50,7 +51,7 @@ def square(matrix: sparse.csr_array[Any], columns: Float, width: int) -> Float:
     scaled = sparse.csr_array(
         (matrix.data * columns[matrix.indices], matrix.indices, matrix.indptr), matrix.shape
     )
-    return band_of(sparse.csr_array(scaled @ matrix.T), width)
+    return band_of((scaled @ matrix.T).tocsr(), width)
 
 
 @dataclass(slots=True)

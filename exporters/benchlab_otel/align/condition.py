@@ -154,12 +154,12 @@ def energies(posterior: Posterior, wanted: Wanted) -> tuple[Float, Float]:
 
 
 def _reach(matrix: Sparse, variances: Float) -> Sparse:
-    return sparse.csr_array(scaled(matrix, variances).T)
+    return scaled(matrix, variances).T.tocsr()
 
 
 def _slice(wanted: Wanted, part: slice) -> Wanted:
     return Wanted(
-        sparse.csr_array(wanted.seconds[part]),
+        wanted.seconds[part].tocsr(),
         None if wanted.lo is None else wanted.lo[part],
         None if wanted.hi is None else wanted.hi[part],
         wanted.weight,
@@ -173,14 +173,14 @@ def _variance(posterior: Posterior, wanted: Wanted) -> Float:
     if wanted.lo is not None and wanted.hi is not None and wanted.weight is not None:
         near, total, steps = _base_weights(design, wanted.lo, wanted.hi, wanted.weight)
         row = sparse.csr_array((-total, (np.arange(len(near)), near)), shape=(len(near), len(design.rows)))
-        weights = [sparse.csr_array(wanted.seconds + row @ design.overlap), steps, row @ design.rows.noise]
+        weights = [(wanted.seconds + row @ design.overlap).tocsr(), steps, row @ design.rows.noise]
         gain = gain - total[:, None] * design.active[near]
     before = sum(
         (scaled_square(g, c) for g, c in zip(weights, posterior.priors, strict=False)), np.zeros(len(gain))
     )
-    covariance = sparse.csr_array(weights[0] @ reach[0])
+    covariance = (weights[0] @ reach[0]).tocsr()
     for g, r in zip(weights[1:], reach[1:], strict=False):
-        covariance = sparse.csr_array(covariance + g @ r)
+        covariance = (covariance + g @ r).tocsr()
     told = _told(covariance, posterior)
     left = gain - covariance @ solved.u
     variance = before - told + np.einsum("fs,st,ft->f", left, solved.covariance, left)
@@ -224,7 +224,7 @@ def _told(covariance: Sparse, posterior: Posterior) -> Float:
         return banded.quadratic(covariance, posterior.inverse)
     out = np.empty(covariance.shape[0])
     short = np.flatnonzero(~long)
-    out[short] = banded.quadratic(sparse.csr_array(covariance[short]), posterior.inverse)
+    out[short] = banded.quadratic(covariance[short].tocsr(), posterior.inverse)
     for f in np.flatnonzero(long):
         entries = slice(covariance.indptr[f], covariance.indptr[f + 1])
         out[f] = _told_long(covariance.indices[entries], covariance.data[entries], posterior.solved.factor)

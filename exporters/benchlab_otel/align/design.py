@@ -70,7 +70,7 @@ class Design:
 
 def _bandwidth(*matrices: Sparse) -> int:
     """How far apart two differences can be and still share a piece, a knot or an error."""
-    return max(1, *(int(span(sparse.csr_array(m.T)).max(initial=0)) for m in matrices))
+    return max(1, *(int(span(m.T.tocsr()).max(initial=0)) for m in matrices))
 
 
 def build(rows: Windows, pieces: Pieces) -> Design:
@@ -107,7 +107,7 @@ def stage_sums(matrix: Sparse, pieces: Pieces) -> Float:
 
 
 def _differences(matrix: Sparse) -> Sparse:
-    return sparse.csr_array(matrix[1:] - matrix[:-1])
+    return (matrix[1:] - matrix[:-1]).tocsr()
 
 
 def _steps(rows: Windows, knots: Float) -> Sparse:
@@ -124,8 +124,8 @@ def _steps(rows: Windows, knots: Float) -> Sparse:
 def part_of(design: Design, first: int, last: int) -> Design:
     """The model of rows first … last − 1 alone."""
     rows = rows_between(design.rows, first, last)
-    sources = used_columns(sparse.csr_array(design.rows.noise[first:last]))
-    a = sparse.csr_array(design.overlap[first:last])
+    sources = used_columns(design.rows.noise[first:last].tocsr())
+    a = design.overlap[first:last].tocsr()
     mine = used_columns(a)
     a = only_columns(a, mine)
     knots = distinct(rows.hi[:-1])

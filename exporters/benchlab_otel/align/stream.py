@@ -51,7 +51,7 @@ class Limits:
 
     history_s: float = 120.0
     most_rows: int = 8192
-    refit_s: float = 30.0
+    refit_s: float = 60.0
     search_s: float = 600.0
     look_ahead: int = 2
     before: int = 12

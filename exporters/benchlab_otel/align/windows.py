@@ -79,7 +79,7 @@ def windows(readings: Clean, kernel: Kernel) -> Windows:
             hi=middle + width / 2,
             value=readings.value,
             tau=0.0,
-            noise=sparse.csr_array(sparse.eye_array(n)),
+            noise=sparse.eye_array(n, format="csr"),
             row=readings.row,
             kernel=kernel,
             counter=False,
@@ -136,7 +136,7 @@ def edge_gain(rows: Windows, power: tuple[Float, Float], base: float) -> Float:
 
 def rows_between(rows: Windows, first: int, last: int) -> Windows:
     """Rows first … last − 1 alone, with the readings that they came from."""
-    noise = sparse.csr_array(rows.noise[first:last])
+    noise = rows.noise[first:last].tocsr()
     used = used_columns(noise)
     return Windows(
         lo=rows.lo[first:last],
