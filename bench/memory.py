@@ -72,7 +72,12 @@ def sample_spans(times: np.ndarray, rng: np.random.Generator) -> SpanBatch:
     """What the meter said at these times, with half a millisecond of round trip."""
     m = len(times)
     ids = rng.integers(1, 1 << 63, (m, 3), dtype=np.uint64)
-    attributes = {"hw.id": "meter", "hw.type": "power_supply", "hw.power.system": 200 + rng.normal(0, 20, m)}
+    attributes = {
+        "hw.id": "meter",
+        "hw.type": "power_supply",
+        "hw.power.system": 200 + rng.normal(0, 20, m),
+        "meter.window_ns": SAMPLE_PERIOD,
+    }
     return SpanBatch("sample", ids[:, :2], ids[:, 2], times, times + 500_000, attributes=attributes)
 
 
