@@ -19,6 +19,7 @@ COMMANDS = {  # name: (module, help in one line)
     "export": ("export", "One or more sources alone, to OTLP and/or a /metrics port."),
     "align": ("align", "The aligner as a service, or over archive files (again)."),
     "convert": ("convert", "Captures of a session: CapFrameX JSON and CSV."),
+    "plot": ("plot", "Power, stages and frames' joules over time, as PNG or SVG."),
     "import": ("import_", "Foreign logs into the archive format."),
     "emulate": ("emulate", "A BENCHLAB device on a pty, for trying and for tests."),
     "devices": ("devices", "The devices and counters that can be read here."),
