@@ -236,7 +236,7 @@ def _simulated(told: Sequence[tuple[Run, PipelineEnergy]], series: Readings) -> 
 
 def write(path: Path, data: Stretch) -> None:
     """Draws to a .png or .svg file; nothing is left at `path` when it fails. Raises OSError."""
-    style: dict[str, Any] = {
+    style: Any = {
         "svg.hashsalt": "benchlab-otel",  # the same data give the same file
         "svg.fonttype": "none",
         "font.size": 9,
@@ -337,12 +337,12 @@ def _level(track: Track, at: Float) -> Float:
 def _draw_tracks(axes: Axes, tracks: Sequence[Track]) -> None:
     """A row a stage; frames that overlap within it lie beside each other."""
     for k, track in enumerate(tracks):
-        lane = _lanes(track)
+        lane, colour = _lanes(track), COLOURS[k % len(COLOURS)]
         height = 0.76 / (int(lane.max()) + 1)
         for n in range(int(lane.max()) + 1):
             bars = list(zip(track.begin[lane == n], (track.end - track.begin)[lane == n], strict=True))
-            thin = {"edgecolor": COLOURS[k % len(COLOURS)], "linewidth": 0.6}  # or a short one is not seen
-            axes.broken_barh(bars, (k - 0.38 + n * height, height * 0.92), **_looks(k), **thin)
+            looks = _looks(k) | {"edgecolor": colour, "linewidth": 0.6}  # without it a short one is not seen
+            axes.broken_barh(bars, (k - 0.38 + n * height, height * 0.92), **looks)
     axes.set_yticks(range(len(tracks)), [track.name for track in tracks])
     axes.set_ylim(len(tracks) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)

@@ -199,16 +199,21 @@ def make_report(
 def to_json(reports: Sequence[Report], session: str, faults: Sequence[str] = ()) -> str:
     """`{"schema": 2, "session": …, "faults": [what could not be read], "runs": [the reports]}`.
 
-    Figures have six digits, more than any is certain to.
+    Energies and what they come from have six digits, more than any is certain to.
     """
-    whole = {"schema": SCHEMA, "session": session, "faults": list(faults), "runs": list(reports)}
-    return dump_json(whole)
+    runs = _plain(reports)
+    for run in runs:
+        run["energy"] = six_digits(run["energy"])
+    return dump_json({"schema": SCHEMA, "session": session, "faults": list(faults), "runs": runs})
 
 
 def dump_json(data: Any) -> str:
     """Dataclasses, lists and figures as JSON to read; what is not finite becomes null."""
-    plain = six_digits(msgspec.to_builtins(data, enc_hook=float))  # NumPy's floats are not msgspec's
-    return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(_plain(data)), indent=2).decode()
+
+
+def _plain(data: Any) -> Any:
+    return msgspec.to_builtins(data, enc_hook=float)  # NumPy's floats are not msgspec's
 
 
 def six_digits(data: Any) -> Any:
