@@ -325,6 +325,27 @@ def test_no_readings_and_no_frames_tell_nothing():
     assert empty.base_watts == pytest.approx(np.mean(readings.value), rel=0.1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_odd_input_gives_reasons_not_errors():
+    truth, readings, _ = run(duration=10.0)
+    f = truth.frames
+    odd = {
+        "constant": ([f], replace(readings, value=np.full(len(readings), 50.0))),
+        "zero": ([f], replace(readings, value=np.zeros(len(readings)))),
+        "absent": ([f], replace(readings, value=np.full(len(readings), np.nan))),
+        "twice": ([f, f], readings),
+        "elsewhere": ([f], replace(readings, time=readings.time + 10**13)),
+        "marks at once": ([replace(f, stage_end=f.stage_begin)], readings),
+        "falling": ([f], replace(readings, kind="energy", value=-np.arange(len(readings), dtype=float))),
+    }
+    for name, (frames, given) in odd.items():
+        for search in (False, True):
+            result = attribute(frames, given, Settings(find_kernel=search))
+            assert len(result.pipelines) == len(frames), name
+            for s in result.stages:
+                assert s.reason or np.isfinite(s.watts), name
+
+
 def test_frames_that_the_meter_did_not_cover_have_no_figure():
     truth, readings, _ = run(duration=20.0)
     time = seconds(readings.time)

@@ -126,8 +126,7 @@ def attribute_and_fit(
     frames: Sequence[Frames], readings: Readings, settings: Settings
 ) -> tuple[Attribution, Block | None]:
     """`attribute`, and the last block's fit for those who go on from there; None without any."""
-    starts = [int(f.begin.min()) for f in frames if len(f)] + [int(readings.time.min())] * bool(len(readings))
-    origin = min(starts, default=0)
+    origin = min((int(t.min()) for t in (readings.time, *(f.begin for f in frames)) if len(t)), default=0)
     clean = counters.clean(readings, origin, settings.wrap_j)
     work = work_of(frames, origin)
     kernel = settings.kernel or Kernel("boxcar", 0.0, readings.window_ns / 1e9)
@@ -163,7 +162,12 @@ def attribute_and_fit(
         return out, None
     sums = Sums(work, shares_of(work.begin, work.end, rows))
     for first, last in _blocks(len(rows), settings.block_rows):
-        block = fitted_block(work, rows_between(rows, first, last), out.variances, settings.fit_rows)
+        try:
+            block = fitted_block(work, rows_between(rows, first, last), out.variances, settings.fit_rows)
+        except np.linalg.LinAlgError as e:
+            out.reason = f"the readings can't be explained by these stages: {e}"
+            out.pipelines = [nothing(f) for f in frames]
+            return out, None
         add_block(sums, block, (rows.hi[first - 1] if first else rows.lo[0], rows.hi[last - 1]))
         out.variances = block.fit.variances
     covered = is_covered(rows, work.begin, work.end)

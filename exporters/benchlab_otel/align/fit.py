@@ -213,7 +213,8 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
         value, gradient, information = _likelihood(bands, known, at, design, derivatives)
         return _with_prior(value, gradient, information, at[:stages], usual)
 
-    usual = np.maximum(np.abs(watts), 0.05 * float(np.mean(np.abs(design.rows.value))))
+    size = float(np.mean(np.abs(design.rows.value))) or 1.0
+    usual = np.maximum(np.abs(watts), 0.05 * size)
     theta = bounded(theta)
     here, gradient, information = likelihood(theta, derivatives=True)
     if not np.isfinite(here):

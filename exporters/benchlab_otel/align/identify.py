@@ -67,6 +67,8 @@ def identify(
     counter = readings.kind == "energy"
     if len(readings.time) < 40 or not len(activity.begin):
         return Identification(configured, False, "too little data to find lag and width from")
+    if not np.ptp(readings.value):
+        return Identification(configured, False, "the readings never change")
     activity = _near(activity, readings, search)
     edges = np.arange(search[0], search[1] + _STEP / 2, _STEP)
     lag, width, score = (
