@@ -12,7 +12,7 @@ from benchlab_otel.align.aligner import Aligned
 from benchlab_otel.align.attribution import Attribution
 from benchlab_otel.align.marks import UnknownMark, latency
 from benchlab_otel.contract import Metric
-from benchlab_otel.model import OUTCOMES, Exemplar, Float, Frames, HistogramPoint, Int, Point
+from benchlab_otel.model import OUTCOMES, Exemplar, Float, FrameEnergy, Frames, HistogramPoint, Int, Point
 
 Labels = tuple[str, ...]
 
@@ -35,7 +35,7 @@ class FrameMetrics:
 
 
 def take_in(state: FrameMetrics, aligned: Aligned) -> None:
-    """Adds frames with their stages and energies."""
+    """Adds frames with their stages and interpolated energies."""
     frames = aligned.frames
     everything = np.arange(len(frames))
     pipeline = frames.pipeline
@@ -57,14 +57,23 @@ def take_in(state: FrameMetrics, aligned: Aligned) -> None:
         )
     for pair in state.pairs:
         _observe_pair(state, pair, frames)
-    for i, energy in enumerate(aligned.energy):
-        both = [(energy.method, energy.energy)]
-        if aligned.conditioned and (figures := aligned.conditioned[i]) is not None:
-            both.append(("conditioned", figures.energy))
-        for method, joules in both:
-            known = np.flatnonzero(np.isfinite(joules))
-            labels = (pipeline, energy.meter, energy.domain, method)
-            _observe(state, contract.FRAME_ENERGY, labels, joules[known], frames, known)
+    for energy in aligned.energy:
+        _observe_energy(state, frames, energy, energy.method, energy.energy)
+
+
+def take_in_conditioned(state: FrameMetrics, aligned: Aligned) -> None:
+    """Adds the conditioned energies of frames that were taken in before."""
+    for energy, figures in zip(aligned.energy, aligned.conditioned, strict=bool(aligned.conditioned)):
+        if figures is not None:
+            _observe_energy(state, aligned.frames, energy, "conditioned", figures.energy)
+
+
+def _observe_energy(
+    state: FrameMetrics, frames: Frames, source: FrameEnergy, method: str, joules: Float
+) -> None:
+    known = np.flatnonzero(np.isfinite(joules))
+    labels = (frames.pipeline, source.meter, source.domain, method)
+    _observe(state, contract.FRAME_ENERGY, labels, joules[known], frames, known)
 
 
 def _observe_pair(state: FrameMetrics, pair: str, frames: Frames) -> None:

@@ -19,7 +19,7 @@ from benchlab_otel.align.attribution import Attribution
 from benchlab_otel.align.columns import is_simulated
 from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live
 from benchlab_otel.align.energy_spans import encode_energy
-from benchlab_otel.align.metrics import FrameMetrics, attribution_points, points, take_in
+from benchlab_otel.align.metrics import FrameMetrics, attribution_points, points, take_in, take_in_conditioned
 from benchlab_otel.archive import session
 from benchlab_otel.cli.errors import Failure, UserError
 from benchlab_otel.config import Settings
@@ -139,12 +139,19 @@ class LiveAligner:
     def take(self, spans: Spans) -> None:
         """Aligns a block of spans and gives out the energy of the frames that are done."""
         self.simulated |= any(map(is_simulated, spans.resources))
-        self._give_out(condition_live(self._conditioner, self._aligner, align(self._aligner, spans)))
+        self._pass_on(align(self._aligner, spans))
 
     def close(self) -> None:
         """Gives out what still waits."""
-        self._give_out(condition_live(self._conditioner, self._aligner, close(self._aligner)))
+        self._pass_on(close(self._aligner))
         self._give_out(close_conditioner(self._conditioner))
+
+    def _pass_on(self, blocks: list[Aligned]) -> None:
+        """Latencies are told at once, energy spans when their frames are conditioned."""
+        with self._lock:
+            for aligned in blocks:
+                take_in(self._metrics, aligned)
+        self._give_out(condition_live(self._conditioner, self._aligner, blocks))
 
     def _give_out(self, blocks: list[Aligned]) -> None:
         for aligned in blocks:
@@ -153,7 +160,7 @@ class LiveAligner:
                 self._energy(body)
         with self._lock:
             for aligned in blocks:
-                take_in(self._metrics, aligned)
+                take_in_conditioned(self._metrics, aligned)
             self._summaries = self._conditioner.summaries
 
     def metrics(self, now_ns: int) -> bytes:
