@@ -338,9 +338,9 @@ def test_odd_input_gives_reasons_not_errors():
         "marks at once": ([replace(f, stage_end=f.stage_begin)], readings),
         "falling": ([f], replace(readings, kind="energy", value=-np.arange(len(readings), dtype=float))),
     }
-    for name, (frames, given) in odd.items():
+    for name, (frames, measured) in odd.items():
         for search in (False, True):
-            result = attribute(frames, given, Settings(find_kernel=search))
+            result = attribute(frames, measured, Settings(find_kernel=search))
             assert len(result.pipelines) == len(frames), name
             for s in result.stages:
                 assert s.reason or np.isfinite(s.watts), name

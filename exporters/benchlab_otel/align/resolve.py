@@ -89,7 +89,7 @@ def regrouped(design: Design, column: Int, columns: int) -> Design:
 def limits(design: Design, found: Fit) -> Float:
     """The half width of each column's watts above which it is no figure: it could be zero, and is
     not small beside the mean power either."""
-    mean = float(np.mean(np.abs(design.rows.value)))
+    mean = float(np.mean(np.abs(design.rows.value))) or 1.0
     return np.maximum(np.abs(found.watts), mean / 4)
 
 
