@@ -351,8 +351,9 @@ def test_demo_of_three_seconds(place: Place) -> None:
     simulated = re.findall(
         r'^target_info\{benchlab_simulated="true".*instance="[^"/]*/(\w+)', shown, re.MULTILINE
     )
-    assert set(simulated) == {"benchlab", "aligner"}  # what the host's own processors did is real
-    assert 'pipeline_frame_energy_joules_count{domain="system"' in shown
+    assert "benchlab" in simulated
+    assert "host" not in simulated  # what the host's own processors did is real
+    assert ("aligner" in simulated) == ("\npipeline_" in shown)  # on a slow machine no frame is out yet
     (run,) = place.report()["runs"]
     assert run["frames"] == 180
     assert run["simulated"]
