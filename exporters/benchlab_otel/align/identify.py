@@ -25,6 +25,7 @@ _STEP = 0.001  # s between the map's edges
 _ROWS = 2400  # readings that are looked at
 _SURE = 5.0  # log-likelihood that a choice must be ahead by
 _SHAPED = 15.0  # log-likelihood of the map's top over its median; chance reaches 10 on so many points
+_LEAST_ROWS = 40  # readings below which nothing is looked for
 _RIVALS = 4
 _WORTH = 60.0  # log-likelihood behind the best from which a peak of the map may still catch up
 _SMALLEST = 1e-4  # s, width
@@ -65,7 +66,7 @@ def identify(
     """
     readings = _middle(readings, _ROWS)
     counter = readings.kind == "energy"
-    if len(readings.time) < 40 or not len(activity.begin):
+    if np.count_nonzero(~readings.fresh) < _LEAST_ROWS or not len(activity.begin):
         return Identification(configured, False, "too little data to find lag and width from")
     if not np.ptp(readings.value):
         return Identification(configured, False, "the readings never change")
