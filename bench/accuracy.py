@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from benchlab_otel.align import counters
-from benchlab_otel.align.attribution import Attribution, Settings, attribute
-from benchlab_otel.align.identify import Activity, identify
-from benchlab_otel.align.windows import Kernel
+from benchlab_otel.align.attribution import counters
+from benchlab_otel.align.attribution.attribute import Attribution, Settings, attribute
+from benchlab_otel.align.attribution.identify import Activity, identify
+from benchlab_otel.align.attribution.windows import Kernel
 from benchlab_otel.simulate.power import (
     ORIGIN_NS,
     Background,

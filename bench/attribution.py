@@ -19,8 +19,8 @@ import time
 
 import numpy as np
 
-from benchlab_otel.align.attribution import attribute
-from benchlab_otel.align.stream import State, advance, frame_rows, reading_rows
+from benchlab_otel.align.attribution.attribute import attribute
+from benchlab_otel.align.attribution.stream import State, advance, frame_rows, reading_rows
 from benchlab_otel.model import Frames, Readings
 from benchlab_otel.simulate.power import Load, Meter, Stage, measure, seconds, simulate
 

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from benchlab_otel.align import counters
-from benchlab_otel.align.attribution import Settings, attribute
-from benchlab_otel.align.block import design_of, fitted_block
-from benchlab_otel.align.condition import base_power
-from benchlab_otel.align.overlap import step_power, value_at
-from benchlab_otel.align.windows import Kernel, windows
-from benchlab_otel.align.work import work_of
+from benchlab_otel.align.attribution import counters
+from benchlab_otel.align.attribution.attribute import Settings, attribute
+from benchlab_otel.align.attribution.block import design_of, fitted_block
+from benchlab_otel.align.attribution.condition import base_power
+from benchlab_otel.align.attribution.overlap import step_power, value_at
+from benchlab_otel.align.attribution.windows import Kernel, windows
+from benchlab_otel.align.attribution.work import work_of
 from benchlab_otel.simulate.power import (
     ORIGIN_NS,
     Background,

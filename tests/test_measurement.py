@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from benchlab_otel.align import banded, counters, selfcheck
-from benchlab_otel.align.attribution import Settings, attribute
-from benchlab_otel.align.condition import Wanted, Weight, condition, energies
-from benchlab_otel.align.design import Pieces, build
-from benchlab_otel.align.fit import Fit, Variances, fit, prior, solve
-from benchlab_otel.align.overlap import cumulative, join, overlap
-from benchlab_otel.align.windows import Kernel, windows
+from benchlab_otel.align.attribution import banded, counters, selfcheck
+from benchlab_otel.align.attribution.attribute import Settings, attribute
+from benchlab_otel.align.attribution.condition import Wanted, Weight, condition, energies
+from benchlab_otel.align.attribution.design import Pieces, build
+from benchlab_otel.align.attribution.fit import Fit, Variances, fit, prior, solve
+from benchlab_otel.align.attribution.overlap import cumulative, join, overlap
+from benchlab_otel.align.attribution.windows import Kernel, windows
 from benchlab_otel.simulate.power import (
     ORIGIN_NS,
     Background,

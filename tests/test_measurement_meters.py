@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchlab_otel.align import counters
-from benchlab_otel.align.attribution import Settings, attribute
-from benchlab_otel.align.compare import difference
-from benchlab_otel.align.identify import Activity, identify
-from benchlab_otel.align.stream import Limits, State, advance, frame_rows, reading_rows
-from benchlab_otel.align.windows import Kernel
+from benchlab_otel.align.attribution import counters
+from benchlab_otel.align.attribution.attribute import Settings, attribute
+from benchlab_otel.align.attribution.compare import difference
+from benchlab_otel.align.attribution.identify import Activity, identify
+from benchlab_otel.align.attribution.stream import Limits, State, advance, frame_rows, reading_rows
+from benchlab_otel.align.attribution.windows import Kernel
 from benchlab_otel.simulate.power import (
     ORIGIN_NS,
     Background,

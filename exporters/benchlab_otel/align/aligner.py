@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchlab_otel.align.attribution import PipelineEnergy
+from benchlab_otel.align.attribution.attribute import PipelineEnergy
 from benchlab_otel.align.clock import Clock, to_time_base
 from benchlab_otel.align.frames import Assembly, assemble, finish
 from benchlab_otel.align.interpolate import LOOK_BACK, InFlight, frame_energy, in_flight_share

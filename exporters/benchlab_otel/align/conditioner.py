@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 
 from benchlab_otel.align.aligner import Aligned, Aligner
-from benchlab_otel.align.attribution import Attribution, PipelineEnergy, Settings
+from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy, Settings
+from benchlab_otel.align.attribution.stream import State, advance
 from benchlab_otel.align.frames import frame_key
-from benchlab_otel.align.stream import State, advance
 from benchlab_otel.model import Frames, Readings
 
 Domain = tuple[str, str]  # meter, domain

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchlab_otel.align.aligner import Aligned
-from benchlab_otel.align.attribution import PipelineEnergy
+from benchlab_otel.align.attribution.attribute import PipelineEnergy
 from benchlab_otel.contract import ENERGY, SIMULATED
 from benchlab_otel.model import FrameEnergy, Frames, Int, Readings, Resource, Uint
 from benchlab_otel.otlp.encode import Attribute, Optional, SpanBatch, Strings, encode_request

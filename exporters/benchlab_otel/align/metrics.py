@@ -9,7 +9,7 @@ import numpy as np
 
 from benchlab_otel import contract
 from benchlab_otel.align.aligner import Aligned
-from benchlab_otel.align.attribution import Attribution
+from benchlab_otel.align.attribution.attribute import Attribution
 from benchlab_otel.align.marks import UnknownMark, latency
 from benchlab_otel.contract import Metric
 from benchlab_otel.model import OUTCOMES, Exemplar, Float, FrameEnergy, Frames, HistogramPoint, Int, Point

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchlab_otel.align.aligner import Aligned, Aligner
-from benchlab_otel.align.attribution import PipelineEnergy
-from benchlab_otel.align.meters import Windows, attribute_all
+from benchlab_otel.align.attribution.attribute import PipelineEnergy
+from benchlab_otel.align.attribution.meters import Windows, attribute_all
 from benchlab_otel.align.readings import slice_of
 from benchlab_otel.model import Frames, Readings
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchlab_otel import sources
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
-from benchlab_otel.align.attribution import Attribution
+from benchlab_otel.align.attribution.attribute import Attribution
 from benchlab_otel.align.columns import is_simulated
 from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live
 from benchlab_otel.align.energy_spans import encode_energy

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from benchlab_otel.align.attribution import Attribution, PipelineEnergy
+from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy
 from benchlab_otel.export.recording import Recording, of_run
 from benchlab_otel.export.report_text import number, plus_minus, side_by_side, table_of, unit_of
 from benchlab_otel.model import OUTCOMES, Float, FrameEnergy, Frames, Int, Readings, Run, Uint

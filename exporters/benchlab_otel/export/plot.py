@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from benchlab_otel.align.attribution import Attribution, PipelineEnergy
-from benchlab_otel.align.conserve import even_split
+from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy
+from benchlab_otel.align.attribution.conserve import even_split
 from benchlab_otel.export.output import replacing
 from benchlab_otel.export.recording import Recording, of_run
 from benchlab_otel.model import Float, FrameEnergy, Int, Readings, Run

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
-from benchlab_otel.align.attribution import Attribution, PipelineEnergy
-from benchlab_otel.align.meters import attribute_all
+from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy
+from benchlab_otel.align.attribution.meters import attribute_all
 from benchlab_otel.align.segments import Segment, add_to_segment, finish_segment
 from benchlab_otel.archive.reader import read_spans
 from benchlab_otel.archive.records import Fault

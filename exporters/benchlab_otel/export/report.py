@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchlab_otel.align.attribution import Attribution, PipelineEnergy
-from benchlab_otel.align.conserve import Ledger
+from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy
+from benchlab_otel.align.attribution.conserve import Ledger
+from benchlab_otel.align.attribution.selfcheck import SelfCheck
 from benchlab_otel.align.marks import latency, stage_time
-from benchlab_otel.align.selfcheck import SelfCheck
 from benchlab_otel.model import COMPLETED, OUTCOMES, Float, Frames, Int, Readings, Run
 
 SCHEMA = 2  # of the JSON; a new number where a field's name or meaning changes

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from benchlab_otel.align.conserve import Ledger
+from benchlab_otel.align.attribution.conserve import Ledger
 from benchlab_otel.export.report import Energy, Joules, Latency, Report, StageEnergy, Window
 from benchlab_otel.model import COMPLETED
 

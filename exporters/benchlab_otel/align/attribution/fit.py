@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from benchlab_otel.align import banded
-from benchlab_otel.align.banded import Cholesky
-from benchlab_otel.align.design import Design, part_of
-from benchlab_otel.align.overlap import Sparse, step_power
-from benchlab_otel.align.windows import edge_gain
+from benchlab_otel.align.attribution import banded
+from benchlab_otel.align.attribution.banded import Cholesky
+from benchlab_otel.align.attribution.design import Design, part_of
+from benchlab_otel.align.attribution.overlap import Sparse, step_power
+from benchlab_otel.align.attribution.windows import edge_gain
 from benchlab_otel.model import Float
 
 _ROUNDS = 25

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchlab_otel.align.condition import Posterior, Weight, base_integral, mean_of
-from benchlab_otel.align.windows import Windows, tile
+from benchlab_otel.align.attribution.condition import Posterior, Weight, base_integral, mean_of
+from benchlab_otel.align.attribution.windows import Windows, tile
 from benchlab_otel.model import Bool, Float
 
 _GAP = 3.0  # periods without a reading that make a gap

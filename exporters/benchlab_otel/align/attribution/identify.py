@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.optimize import minimize
 
-from benchlab_otel.align.counters import Clean
-from benchlab_otel.align.design import Pieces, build
-from benchlab_otel.align.fit import Variances, reml
-from benchlab_otel.align.overlap import step_power
-from benchlab_otel.align.windows import Kernel, windows
+from benchlab_otel.align.attribution.counters import Clean
+from benchlab_otel.align.attribution.design import Pieces, build
+from benchlab_otel.align.attribution.fit import Variances, reml
+from benchlab_otel.align.attribution.overlap import step_power
+from benchlab_otel.align.attribution.windows import Kernel, windows
 from benchlab_otel.model import Float, Int
 
 _STEP = 0.001  # s between the map's edges

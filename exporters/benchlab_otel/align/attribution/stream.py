@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from benchlab_otel.align import counters
-from benchlab_otel.align.attribution import (
+from benchlab_otel.align.attribution import counters
+from benchlab_otel.align.attribution.attribute import (
     Attribution,
     PipelineEnergy,
     Settings,
@@ -25,14 +25,14 @@ from benchlab_otel.align.attribution import (
     nothing,
     pipeline_energies,
 )
-from benchlab_otel.align.block import Sums, add_energies, design_of, usual_span
-from benchlab_otel.align.condition import condition
-from benchlab_otel.align.conserve import is_covered, shares_of
-from benchlab_otel.align.fit import Fit
-from benchlab_otel.align.identify import Identification
-from benchlab_otel.align.resolve import BASE, Resolution, regrouped
-from benchlab_otel.align.windows import Kernel, windows
-from benchlab_otel.align.work import work_of
+from benchlab_otel.align.attribution.block import Sums, add_energies, design_of, usual_span
+from benchlab_otel.align.attribution.condition import condition
+from benchlab_otel.align.attribution.conserve import is_covered, shares_of
+from benchlab_otel.align.attribution.fit import Fit
+from benchlab_otel.align.attribution.identify import Identification
+from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped
+from benchlab_otel.align.attribution.windows import Kernel, windows
+from benchlab_otel.align.attribution.work import work_of
 from benchlab_otel.model import Bool, Frames, Int, Readings
 
 _S = 1_000_000_000

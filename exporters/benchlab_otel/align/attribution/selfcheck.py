@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchlab_otel.align import banded
-from benchlab_otel.align.design import Design
-from benchlab_otel.align.fit import Solved
+from benchlab_otel.align.attribution import banded
+from benchlab_otel.align.attribution.design import Design
+from benchlab_otel.align.attribution.fit import Solved
 from benchlab_otel.model import Float
 
 NORMAL_95 = 1.959964

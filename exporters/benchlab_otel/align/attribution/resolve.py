@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchlab_otel.align.design import Design, Pieces
-from benchlab_otel.align.fit import Fit, Variances, fit
-from benchlab_otel.align.overlap import used_columns
+from benchlab_otel.align.attribution.design import Design, Pieces
+from benchlab_otel.align.attribution.fit import Fit, Variances, fit
+from benchlab_otel.align.attribution.overlap import used_columns
 from benchlab_otel.model import Float, Int
 
 _HOPELESS = 30.0  # times as much data as there is: more than that is a matter of structure

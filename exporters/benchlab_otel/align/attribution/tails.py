@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchlab_otel.align import banded
-from benchlab_otel.align.condition import Posterior
-from benchlab_otel.align.design import Design
+from benchlab_otel.align.attribution import banded
+from benchlab_otel.align.attribution.condition import Posterior
+from benchlab_otel.align.attribution.design import Design
 from benchlab_otel.model import Bool, Float
 
 _LIMIT = 4.0  # standard deviations

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import sparse
 
-from benchlab_otel.align import selfcheck
-from benchlab_otel.align.condition import Posterior, Wanted, Weight, condition, energies, mean_of
-from benchlab_otel.align.conserve import Entry, Shares, entry
-from benchlab_otel.align.design import Design, Pieces, build, part_of
-from benchlab_otel.align.fit import Fit, Variances, fit
-from benchlab_otel.align.overlap import seconds_in
-from benchlab_otel.align.resolve import BASE, Resolution, regrouped, resolve
-from benchlab_otel.align.selfcheck import SelfCheck
-from benchlab_otel.align.tails import with_shocks
-from benchlab_otel.align.windows import Windows
-from benchlab_otel.align.work import Work
+from benchlab_otel.align.attribution import selfcheck
+from benchlab_otel.align.attribution.condition import Posterior, Wanted, Weight, condition, energies, mean_of
+from benchlab_otel.align.attribution.conserve import Entry, Shares, entry
+from benchlab_otel.align.attribution.design import Design, Pieces, build, part_of
+from benchlab_otel.align.attribution.fit import Fit, Variances, fit
+from benchlab_otel.align.attribution.overlap import seconds_in
+from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped, resolve
+from benchlab_otel.align.attribution.selfcheck import SelfCheck
+from benchlab_otel.align.attribution.tails import with_shocks
+from benchlab_otel.align.attribution.windows import Windows
+from benchlab_otel.align.attribution.work import Work
 from benchlab_otel.model import Bool, Float, Int
 
 _LONG_PIECE = 16.0  # periods; a longer piece is cut into parts with powers of their own

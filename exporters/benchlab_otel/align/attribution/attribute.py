@@ -17,14 +17,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from benchlab_otel.align import counters
-from benchlab_otel.align.block import Block, StageSum, Sums, add_block, fitted_block
-from benchlab_otel.align.conserve import Ledger, is_covered, ledger, shares_of
-from benchlab_otel.align.fit import Variances
-from benchlab_otel.align.identify import Activity, Identification, identify
-from benchlab_otel.align.selfcheck import NORMAL_95, SelfCheck
-from benchlab_otel.align.windows import Kernel, Windows, rows_between, tile, windows
-from benchlab_otel.align.work import WHOLE_FRAME, Work, work_of
+from benchlab_otel.align.attribution import counters
+from benchlab_otel.align.attribution.block import Block, StageSum, Sums, add_block, fitted_block
+from benchlab_otel.align.attribution.conserve import Ledger, is_covered, ledger, shares_of
+from benchlab_otel.align.attribution.fit import Variances
+from benchlab_otel.align.attribution.identify import Activity, Identification, identify
+from benchlab_otel.align.attribution.selfcheck import NORMAL_95, SelfCheck
+from benchlab_otel.align.attribution.windows import Kernel, Windows, rows_between, tile, windows
+from benchlab_otel.align.attribution.work import WHOLE_FRAME, Work, work_of
 from benchlab_otel.model import Bool, Float, Frames, Int, Readings
 
 

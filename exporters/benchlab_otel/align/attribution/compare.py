@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from benchlab_otel.align import counters
-from benchlab_otel.align.windows import Kernel, windows
+from benchlab_otel.align.attribution import counters
+from benchlab_otel.align.attribution.windows import Kernel, windows
 from benchlab_otel.model import Float, Readings
 
 _BATCHES = 30

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg.lapack import dtbtrs
 
-from benchlab_otel.align import banded
-from benchlab_otel.align.banded import Cholesky
-from benchlab_otel.align.design import Design, stage_sums
-from benchlab_otel.align.fit import Fit, Solved, prior, scaled, solve
-from benchlab_otel.align.overlap import Sparse, cumulative, ragged
-from benchlab_otel.align.windows import tile
+from benchlab_otel.align.attribution import banded
+from benchlab_otel.align.attribution.banded import Cholesky
+from benchlab_otel.align.attribution.design import Design, stage_sums
+from benchlab_otel.align.attribution.fit import Fit, Solved, prior, scaled, solve
+from benchlab_otel.align.attribution.overlap import Sparse, cumulative, ragged
+from benchlab_otel.align.attribution.windows import tile
 from benchlab_otel.model import Float, Int
 
 _LONG = 48  # rows; the covariance of a longer energy with the readings is solved one by one

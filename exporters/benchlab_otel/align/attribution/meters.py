@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchlab_otel.align.attribution import Attribution, Settings, attribute
-from benchlab_otel.align.identify import Identification
+from benchlab_otel.align.attribution.attribute import Attribution, Settings, attribute
+from benchlab_otel.align.attribution.identify import Identification
 from benchlab_otel.model import Frames, Readings
 
 Windows = dict[tuple[str, str], Identification]  # of a meter's power readings, or of its counters

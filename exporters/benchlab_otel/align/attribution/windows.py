@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from benchlab_otel.align.counters import Clean
-from benchlab_otel.align.overlap import Sparse, only_columns, used_columns, value_at
+from benchlab_otel.align.attribution.counters import Clean
+from benchlab_otel.align.attribution.overlap import Sparse, only_columns, used_columns, value_at
 from benchlab_otel.model import Float, Int
 
 

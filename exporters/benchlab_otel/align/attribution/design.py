@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from benchlab_otel.align.banded import span
-from benchlab_otel.align.overlap import (
+from benchlab_otel.align.attribution.banded import span
+from benchlab_otel.align.attribution.overlap import (
     Sparse,
     cumulative,
     distinct,
@@ -26,7 +26,7 @@ from benchlab_otel.align.overlap import (
     ragged,
     used_columns,
 )
-from benchlab_otel.align.windows import Windows, rows_between
+from benchlab_otel.align.attribution.windows import Windows, rows_between
 from benchlab_otel.model import Float, Int
 
 
