@@ -567,11 +567,11 @@ def test_the_interval_holds_the_truth(name: str, load: power.Load) -> None:
         aligned = feed(bodies)
         assert sum(len(a.frames) for a in aligned) == len(truth.frames)
         for block in aligned:
-            (energy,) = block.energy
-            known = np.isfinite(energy.energy)
-            off = energy.energy[known] - true_joules(truth, block.frames)[known]
-            inside += (np.abs(off) <= energy.uncertainty[known]).tolist()
-            error += off.tolist()
+            for energy in block.energy:  # the last frames may lie past the last reading and have none
+                known = np.isfinite(energy.energy)
+                off = energy.energy[known] - true_joules(truth, block.frames)[known]
+                inside += (np.abs(off) <= energy.uncertainty[known]).tolist()
+                error += off.tolist()
     assert len(inside) > 3000
     assert np.mean(inside) >= 0.93
     mean = np.mean([true_joules(truth, a.frames).mean() for a in aligned])

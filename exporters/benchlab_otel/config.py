@@ -61,7 +61,7 @@ class Probe:
 class Align:
     """`lateness_s`: how late a span may arrive; `pairs` of marks get a latency metric each."""
 
-    lateness_s: Positive = 0.5
+    lateness_s: Positive = 0.3
     calibration_interval_sec: Positive = 60.0
     pairs: tuple[Pair, ...] = ()
 

@@ -41,7 +41,7 @@ class Aligned:
 class Aligner:
     """What the aligner knows between two blocks. Bounded: it grows with rates, not with time."""
 
-    lateness_ns: int = 500_000_000
+    lateness_ns: int = 300_000_000
     meter_wait_ns: int = 2_000_000_000
     keep_ns: int = KEEP_NS
     clock: Clock = field(default_factory=Clock)
@@ -76,7 +76,7 @@ def align(state: Aligner, spans: Spans) -> list[Aligned]:
         else:
             state.series[key] = Series(new)
     state.waiting += assemble(state.assembly, spans, ours)
-    out = _ready(state, _horizon(state))
+    out = _ready(state, covered_until(state))
     _forget(state)
     return out
 
@@ -87,7 +87,7 @@ def close(state: Aligner) -> list[Aligned]:
     return _ready(state, np.iinfo(np.int64).max)
 
 
-def _horizon(state: Aligner) -> int:
+def covered_until(state: Aligner) -> int:
     """Frames that ended before this can be aligned: all living meters are past it, or it is long ago."""
     patience = state.assembly.watermark - state.meter_wait_ns
     covered = [int(r.time[-1]) - r.window_ns // 2 for r in state.readings.values() if len(r)]

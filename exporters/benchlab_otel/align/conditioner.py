@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from benchlab_otel.align.aligner import Aligned, Aligner
+from benchlab_otel.align.aligner import Aligned, Aligner, covered_until
 from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy, Settings
 from benchlab_otel.align.attribution.stream import State, advance
 from benchlab_otel.align.frames import frame_key
@@ -20,7 +20,7 @@ from benchlab_otel.model import Frames, Readings
 
 Domain = tuple[str, str]  # meter, domain
 
-STEP_NS = 200_000_000  # streams advance when this much more has been read
+STEP_NS = 300_000_000  # streams advance when this much more has been read
 STAGE_FIELDS = ("stage", "stage_uncertainty")
 
 
@@ -49,6 +49,7 @@ class Conditioner:
     first_fit_ns: int = 15_000_000_000
     streams: dict[Domain, Stream] = field(default_factory=dict)
     waiting: list[Aligned] = field(default_factory=list)
+    wanted: set[int] = field(default_factory=set)  # keys of the frames that wait
 
     @property
     def summaries(self) -> list[Attribution]:
@@ -63,10 +64,13 @@ def condition_live(state: Conditioner, aligner: Aligner, aligned: list[Aligned])
         if domain not in state.streams and len(series):
             state.streams[domain] = _stream(state, domain, series)
     state.waiting += aligned
+    for block in aligned:
+        state.wanted.update(frame_key(block.frames.trace, block.frames.span).tolist())
     for stream in state.streams.values():
         stream.pending += [block.frames for block in aligned]
+    complete = min(aligner.assembly.watermark - aligner.lateness_ns, covered_until(aligner))
     for domain, series in readings.items():
-        _feed(state, state.streams[domain], series)
+        _feed(state, state.streams[domain], series, complete)
     return _give_out(state, aligner.assembly.watermark, readings)
 
 
@@ -84,26 +88,32 @@ def _stream(state: Conditioner, domain: Domain, series: Readings) -> Stream:
     return Stream(State(settings=Settings(find_kernel=lead == domain and not declared)), lead)
 
 
-def _feed(state: Conditioner, stream: Stream, series: Readings) -> None:
-    """Advances a stream by the readings since the last time, once its meter's window is known."""
+def _feed(state: Conditioner, stream: Stream, series: Readings, complete_ns: int) -> None:
+    """Advances a stream by the readings since the last time, once its meter's window is known.
+
+    All frames that ended before `complete_ns` have been given.
+    """
     newest = int(series.time[-1]) if len(series) else 0
     if newest - stream.fed_ns < STEP_NS:
         return
     lead = state.streams[stream.lead]
     if lead is not stream:
         if lead.state.kernel is None:
+            recent = newest - state.first_fit_ns
+            stream.pending = [frames for frames in stream.pending if frames.end[-1] > recent]
             return
         stream.state.settings = replace(stream.state.settings, kernel=lead.state.kernel)
     first = int(np.searchsorted(series.time, stream.fed_ns, side="right"))
     new = _since(series, first)
     stream.fed_ns = newest
     pending, stream.pending = stream.pending, []
-    stream.state, ready = advance(stream.state, pending, new)
+    stream.state, ready = advance(stream.state, pending, new, complete_ns)
     for frames, energy in zip(ready.frames, ready.energies, strict=True):
         keys = frame_key(frames.trace, frames.span).tolist()
         edges = np.searchsorted(frames.stage_frame, np.arange(len(frames) + 1)).tolist()
         for row, key in enumerate(keys):
-            stream.figures[key] = (energy, row, edges[row], edges[row + 1])
+            if key in state.wanted:
+                stream.figures[key] = (energy, row, edges[row], edges[row + 1])
 
 
 def _since(series: Readings, first: int) -> Readings:
@@ -148,6 +158,7 @@ def _with_figures(state: Conditioner, block: Aligned) -> Aligned:
     for stream in state.streams.values():
         for key in keys:
             stream.figures.pop(key, None)
+    state.wanted.difference_update(keys)
     return block
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from types import TracebackType
@@ -36,6 +37,7 @@ REPORT_BUGS = "Please report it with the output of the same command with --debug
 
 def main() -> None:
     """Entry point of `benchlab-otel`."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: threads cost more than they bring
     if "--debug" not in sys.argv:
         sys.excepthook = _unexpected
     try:

@@ -184,7 +184,11 @@ class Hub:
 
     def _hand_on(self) -> None:
         while (spans := self._queue.get()) is not None:
-            self._on_spans(spans)
+            try:
+                self._on_spans(spans)
+            except Exception:  # a defect of the live view must not end it, nor what is received and archived
+                self._count(contract.HUB_LIVE_SKIPPED, by=len(spans))
+                log.exception("the live aligner failed on %d spans; the archive has them", len(spans))
             with self._lock:
                 self._room += len(spans)
 
