@@ -16,6 +16,7 @@ from benchlab_otel.align.attribution.condition import Wanted, Weight, condition,
 from benchlab_otel.align.attribution.design import Pieces, build
 from benchlab_otel.align.attribution.fit import Fit, Variances, fit, prior, solve
 from benchlab_otel.align.attribution.overlap import cumulative, join, overlap
+from benchlab_otel.align.attribution.stream import Limits, State, advance, reading_rows
 from benchlab_otel.align.attribution.windows import Kernel, windows
 from benchlab_otel.simulate.power import (
     ORIGIN_NS,
@@ -329,6 +330,10 @@ def test_no_readings_and_no_frames_tell_nothing():
 def test_odd_input_gives_reasons_not_errors():
     truth, readings, _ = run(duration=10.0)
     f = truth.frames
+    noise = np.random.default_rng(0).normal(size=len(readings))
+    at = {k: np.full(len(getattr(f, k)), f.begin[50]) for k in ("begin", "end", "stage_begin", "stage_end")}
+    instant = replace(f, **at)
+    short = replace(f, stage_end=np.where(f.stage == 1, f.stage_begin, f.stage_end))
     odd = {
         "constant": ([f], replace(readings, value=np.full(len(readings), 50.0))),
         "zero": ([f], replace(readings, value=np.zeros(len(readings)))),
@@ -337,8 +342,16 @@ def test_odd_input_gives_reasons_not_errors():
         "elsewhere": ([f], replace(readings, time=readings.time + 10**13)),
         "marks at once": ([replace(f, stage_end=f.stage_begin)], readings),
         "falling": ([f], replace(readings, kind="energy", value=-np.arange(len(readings), dtype=float))),
+        "noise": ([f], replace(readings, value=noise)),
+        "huge": ([f], replace(readings, value=1e9 * noise)),
+        "two readings": ([f], reading_rows(readings, slice(0, 2))),
+        "few readings": ([f], reading_rows(readings, slice(0, 20))),
+        "one stage of no length": ([short], readings),
+        "all at one instant": ([instant], readings),
+        "no frames": ([], readings),
     }
     for name, (frames, measured) in odd.items():
+        advance(State(limits=Limits(warmup_s=0.0)), frames, measured)
         for search in (False, True):
             result = attribute(frames, measured, Settings(find_kernel=search))
             assert len(result.pipelines) == len(frames), name
@@ -362,6 +375,36 @@ def test_frames_that_the_meter_did_not_cover_have_no_figure():
     assert np.isnan(result.pipelines[0].shared[lost]).all()
     assert np.isfinite(result.pipelines[0].shared[(end < 7.9) | (begin > 12.2)][:-3]).all()
     assert 0.75 < result.coverage < 0.85
+
+
+def test_joules_of_a_stage_are_the_mean_of_the_frames_that_the_meter_covered():
+    """A meter that starts late and has a gap says nothing of the frames that it did not see."""
+    held = []
+    for seed in range(6):
+        truth, readings, _ = run(seed=seed, duration=20.0, rate_hz=100.0)
+        time = seconds(readings.time)
+        result = attribute(
+            [truth.frames],
+            reading_rows(readings, np.flatnonzero((time > 6.0) & ((time < 12.0) | (time > 15.0)))),
+        )
+        f, seen = truth.frames, np.isfinite(result.pipelines[0].shared)
+        joules = truth.watts * (seconds(f.stage_end) - seconds(f.stage_begin))
+        for s, figure in enumerate(result.stages):
+            right = joules[(f.stage == s) & seen[f.stage_frame]].mean()
+            assert figure.frames == seen.sum()
+            assert figure.joules == pytest.approx(right, rel=0.1)
+            held.append(abs(figure.joules - right) <= figure.joules_uncertainty)
+    assert 0.5 < result.coverage < 0.6
+    assert np.mean(held) > 0.8
+
+
+def test_too_little_data_counts_the_stages_that_have_names():
+    truth, readings, _ = run(duration=10.0)
+    f = truth.frames
+    bare = replace(f, **{k: getattr(f, k)[3:] for k in ("stage_frame", "stage", "stage_begin", "stage_end")})
+    few = reading_rows(readings, slice(0, 9))
+    assert attribute([f], few).reason == "too little data: 9 readings for 3 stages, 17 are needed"
+    assert attribute([bare], few).reason == "too little data: 9 readings for 3 stages, 20 are needed"
 
 
 def test_stages_never_seen_apart_are_one_group():

@@ -18,14 +18,14 @@ from itertools import pairwise
 import numpy as np
 
 from benchlab_otel.align.attribution import counters
-from benchlab_otel.align.attribution.block import Block, StageSum, Sums, add_block, fitted_block
+from benchlab_otel.align.attribution.block import Block, Sums, add_block, fitted_block
 from benchlab_otel.align.attribution.conserve import Ledger, is_covered, ledger, shares_of
 from benchlab_otel.align.attribution.fit import Variances
 from benchlab_otel.align.attribution.identify import Activity, Identification, identify
 from benchlab_otel.align.attribution.selfcheck import NORMAL_95, SelfCheck
 from benchlab_otel.align.attribution.windows import Kernel, Windows, rows_between, tile, windows
 from benchlab_otel.align.attribution.work import WHOLE_FRAME, Work, work_of
-from benchlab_otel.model import Bool, Float, Frames, Int, Readings
+from benchlab_otel.model import Float, Frames, Int, Readings
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,9 @@ class PipelineEnergy:
 @dataclass(slots=True)
 class StageFigure:
     """A stage's `watts` above base and `joules` a frame with 95 % half widths, `spread` W of its power
-    from frame to frame; NaN with a `reason` where it can't be resolved. `group` names all stages that
-    the figure stands for (more than one: never seen apart)."""
+    from frame to frame; NaN with a `reason` where it can't be resolved. `joules` is the mean over
+    `frames`, those with the stage that the meter covered (NaN without any). `group` names all stages
+    that the figure stands for (more than one: never seen apart)."""
 
     pipeline: str
     group: list[str]
@@ -150,7 +151,7 @@ def attribute_and_fit(
     )
     least = least_rows(work)
     if len(rows) < least:
-        out.reason = f"too little data: {len(rows)} readings for {len(work.names)} stages, {least} are needed"
+        out.reason = f"too little data: {len(rows)} readings for {_count(work)}, {least} are needed"
         out.pipelines = [nothing(f) for f in frames]
         return out, None
     if found is not None and not found.found and not _declared(settings, readings):
@@ -160,19 +161,18 @@ def attribute_and_fit(
         )
         out.pipelines = [nothing(f) for f in frames]
         return out, None
-    sums = Sums(work, shares_of(work.begin, work.end, rows))
+    sums = Sums(work, shares_of(work.begin, work.end, rows), is_covered(rows, work.begin, work.end))
     for first, last in _blocks(len(rows), settings.block_rows):
         try:
             block = fitted_block(work, rows_between(rows, first, last), out.variances, settings.fit_rows)
+            add_block(sums, block, (rows.hi[first - 1] if first else rows.lo[0], rows.hi[last - 1]))
         except np.linalg.LinAlgError as e:
             out.reason = f"the readings can't be explained by these stages: {e}"
             out.pipelines = [nothing(f) for f in frames]
             return out, None
-        add_block(sums, block, (rows.hi[first - 1] if first else rows.lo[0], rows.hi[last - 1]))
         out.variances = block.fit.variances
-    covered = is_covered(rows, work.begin, work.end)
-    out.pipelines = pipeline_energies(sums, frames, covered)
-    _summarise(out, sums, rows, covered)
+    out.pipelines = pipeline_energies(sums, frames)
+    _summarise(out, sums, rows)
     return out, block
 
 
@@ -183,7 +183,13 @@ def _declared(settings: Settings, readings: Readings) -> bool:
 
 def least_rows(work: Work) -> int:
     """How many readings a fit needs to have any meaning."""
-    return 3 * int(np.count_nonzero(np.bincount(work.stage))) + 8
+    return 3 * len(np.unique(work.stage)) + 8
+
+
+def _count(work: Work) -> str:
+    """How many stages there are, in words; the one that stands for frames without stages has no name."""
+    stages = sum(work.names[s][1] != WHOLE_FRAME for s in np.unique(work.stage))
+    return f"{stages} stage{'s'[: stages != 1]}" if stages else "frames without stages"
 
 
 def _blocks(count: int, most: int) -> list[tuple[int, int]]:
@@ -192,9 +198,9 @@ def _blocks(count: int, most: int) -> list[tuple[int, int]]:
     return list(pairwise(edges.tolist()))
 
 
-def pipeline_energies(sums: Sums, frames: Sequence[Frames], covered: Bool) -> list[PipelineEnergy]:
+def pipeline_energies(sums: Sums, frames: Sequence[Frames]) -> list[PipelineEnergy]:
     """The sums by pipeline, NaN where the meter did not cover a frame."""
-    work = sums.work
+    work, covered = sums.work, sums.covered
     value, half = sums.frame.copy(), NORMAL_95 * sums.frame_sd
     stage, stage_half = sums.stage.copy(), NORMAL_95 * sums.stage_sd
     value[:, ~covered] = half[:, ~covered] = np.nan
@@ -230,9 +236,9 @@ def nothing(frames: Frames) -> PipelineEnergy:
     return PipelineEnergy(frames.pipeline, n, n, n, n, n, n, m, m, none, none)
 
 
-def _summarise(out: Attribution, sums: Sums, rows: Windows, covered: Bool) -> None:
+def _summarise(out: Attribution, sums: Sums, rows: Windows) -> None:
     """Figures of the whole run from the sums over blocks."""
-    work = sums.work
+    work, covered = sums.work, sums.covered
     length = work.end - work.begin
     total = float(length.sum())
     out.frames_covered = int(covered.sum())
@@ -242,7 +248,7 @@ def _summarise(out: Attribution, sums: Sums, rows: Windows, covered: Bool) -> No
     out.base_uncertainty = NORMAL_95 * float(np.sqrt(weight**2 @ variance)) / float(weight.sum())
     out.ledger = ledger(sums.entries, tile(rows))
     out.check = _mean_check(sums.checks)
-    figures = [_stage_figure(work, group, sums.stages[group]) for group in sorted(sums.stages)]
+    figures = [_stage_figure(sums, group) for group in sorted(sums.stages)]
     out.stages = [f for f in figures if f.frames or f.group != [WHOLE_FRAME]]
 
 
@@ -263,9 +269,11 @@ def _mean_check(checks: list[tuple[int, SelfCheck]]) -> SelfCheck:
     )
 
 
-def _stage_figure(work: Work, group: tuple[int, ...], s: StageSum) -> StageFigure:
+def _stage_figure(sums: Sums, group: tuple[int, ...]) -> StageFigure:
+    work, s = sums.work, sums.stages[group]
     pipeline, names = work.names[group[0]][0], [work.names[k][1] for k in group]
-    frames = int(np.count_nonzero(np.bincount(work.frame[np.isin(work.stage, group, kind="table")])))
+    having = np.unique(work.frame[np.isin(work.stage, group, kind="table")])
+    frames = int(np.count_nonzero(sums.covered[having]))
     if s.seconds == 0.0 or (s.reason and len(group) == 1):
         nan = float("nan")
         return StageFigure(pipeline, names, nan, nan, nan, nan, nan, frames, s.reason)
@@ -275,8 +283,8 @@ def _stage_figure(work: Work, group: tuple[int, ...], s: StageSum) -> StageFigur
         watts=s.watts / s.seconds,
         watts_uncertainty=NORMAL_95 * float(np.sqrt(s.variance)) / s.seconds,
         spread=s.spread / s.seconds,
-        joules=s.joules / frames,
-        joules_uncertainty=NORMAL_95 * float(np.sqrt(s.joules_variance)) / frames,
+        joules=s.joules / frames if frames else float("nan"),
+        joules_uncertainty=NORMAL_95 * float(np.sqrt(s.joules_variance)) / frames if frames else float("nan"),
         frames=frames,
         reason=s.reason,
     )

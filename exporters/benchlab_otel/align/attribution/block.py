@@ -29,7 +29,8 @@ Core = tuple[float, float]
 
 @dataclass(slots=True)
 class StageSum:
-    """What the blocks say of one stage or group: Σ seconds · W and its variance, Σ joules and theirs."""
+    """What the blocks say of one stage or group: Σ seconds · W and its variance, Σ joules of covered
+    frames and theirs."""
 
     seconds: float = 0.0
     watts: float = 0.0
@@ -43,10 +44,12 @@ class StageSum:
 @dataclass(slots=True)
 class Sums:
     """Energies (J) and their standard deviations by frame (own, shared, in flight: (3, n)) and by stage
-    row (m,); `usable` (m,) is False where a stage can't be resolved."""
+    row (m,); `covered` (n,) tells which frames the meter saw whole, `usable` (m,) is False where a stage
+    can't be resolved."""
 
     work: Work
     shares: Shares
+    covered: Bool
     frame: Float = field(init=False)
     frame_sd: Float = field(init=False)
     stage: Float = field(init=False)
@@ -202,7 +205,7 @@ def _add_stages(sums: Sums, block: Block, core: Core) -> None:
         group = tuple(np.flatnonzero(column == c).tolist())
         seconds = np.where(pieces.stage == c, inside, 0.0)
         active = float(seconds.sum())
-        joules, variance = mean_of(posterior, seconds)
+        joules, variance = mean_of(posterior, np.where(sums.covered[work.frame[block.owner]], seconds, 0.0))
         s = sums.stages.setdefault(group, StageSum())
         s.seconds += active
         s.watts += active * float(block.fit.watts[c])

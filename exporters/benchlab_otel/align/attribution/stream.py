@@ -321,19 +321,21 @@ def _energies_of(state: State, frames: list[Frames], readings: Readings, offset:
     rows = windows(counters.clean(readings, origin, state.settings.wrap_j), state.kernel)
     if len(rows) < _LEAST_ROWS:
         return [nothing(f) for f in frames]
-    sums = Sums(work, shares_of(work.begin, work.end, rows))
+    sums = Sums(work, shares_of(work.begin, work.end, rows), is_covered(rows, work.begin, work.end))
     full, owner = design_of(work, rows)
     column = state.resolution.column
     design = regrouped(full, column, len(state.fit.watts))
-    posterior = condition(design, state.fit, usual_span(work, rows))
     kept = column[work.stage[owner]] != BASE
-    add_energies(sums, posterior, owner[kept], (rows.lo[0], rows.hi[-1]), state.widened)
+    try:
+        posterior = condition(design, state.fit, usual_span(work, rows))
+        add_energies(sums, posterior, owner[kept], (rows.lo[0], rows.hi[-1]), state.widened)
+    except np.linalg.LinAlgError:  # readings that contradict the fit beyond what numbers can hold
+        return [nothing(f) for f in frames]
     blind = np.array([bool(r) for r in state.resolution.reason], bool)
     sums.usable &= ~blind[work.stage]
     sums.first += np.where(sums.first >= 0, offset, 0)
     sums.last += np.where(sums.last >= 0, offset, 0)
-    covered = is_covered(rows, work.begin, work.end)
-    return pipeline_energies(sums, frames, covered)
+    return pipeline_energies(sums, frames)
 
 
 def _energy_rows(energy: PipelineEnergy, frames: Bool, stages: Bool) -> PipelineEnergy:
