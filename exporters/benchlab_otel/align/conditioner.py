@@ -41,6 +41,14 @@ class Stream:
     figures: Figures = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A block whose figures are not complete, with the keys of its frames."""
+
+    block: Aligned
+    keys: list[int]
+
+
 @dataclass(slots=True)
 class Conditioner:
     """What waits between the aligner and what goes out; bounded as the streams are."""
@@ -48,7 +56,7 @@ class Conditioner:
     wait_ns: int = 2_000_000_000
     first_fit_ns: int = 15_000_000_000
     streams: dict[Domain, Stream] = field(default_factory=dict)
-    waiting: list[Aligned] = field(default_factory=list)
+    waiting: list[Waiting] = field(default_factory=list)
     wanted: set[int] = field(default_factory=set)  # keys of the frames that wait
 
     @property
@@ -63,9 +71,9 @@ def condition_live(state: Conditioner, aligner: Aligner, aligned: list[Aligned])
     for domain, series in readings.items():
         if domain not in state.streams and len(series):
             state.streams[domain] = _stream(state, domain, series)
-    state.waiting += aligned
-    for block in aligned:
-        state.wanted.update(frame_key(block.frames.trace, block.frames.span).tolist())
+    new = [Waiting(b, frame_key(b.frames.trace, b.frames.span).tolist()) for b in aligned]
+    state.waiting += new
+    state.wanted.update(key for one in new for key in one.keys)
     for stream in state.streams.values():
         stream.pending += [block.frames for block in aligned]
     complete = min(aligner.assembly.watermark - aligner.lateness_ns, covered_until(aligner))
@@ -76,7 +84,7 @@ def condition_live(state: Conditioner, aligner: Aligner, aligned: list[Aligned])
 
 def close_conditioner(state: Conditioner) -> list[Aligned]:
     """Everything that still waits, with the figures there are."""
-    out = [_with_figures(state, block) for block in state.waiting]
+    out = [_with_figures(state, one) for one in state.waiting]
     state.waiting = []
     return out
 
@@ -133,23 +141,22 @@ def _give_out(state: Conditioner, watermark: int, readings: dict[Domain, Reading
         for domain, series in readings.items()
         if len(series) and series.time[-1] > watermark - state.wait_ns
     ]
+    fitted = all(stream.state.fit is not None for stream in alive)
+    too_old = watermark - (state.wait_ns if fitted else state.first_fit_ns)
     out, waiting = [], []
-    for block in state.waiting:
-        keys = frame_key(block.frames.trace, block.frames.span).tolist()
-        complete = all(key in stream.figures for stream in alive for key in keys)
-        fitted = all(stream.state.fit is not None for stream in alive)
-        patience = state.wait_ns if fitted else state.first_fit_ns
-        if complete or int(block.frames.end.max()) < watermark - patience:
-            out.append(_with_figures(state, block))
+    for one in state.waiting:
+        complete = all(key in stream.figures for stream in alive for key in one.keys)
+        if complete or int(one.block.frames.end[-1]) < too_old:
+            out.append(_with_figures(state, one))
         else:
-            waiting.append(block)
+            waiting.append(one)
     state.waiting = waiting
     return out
 
 
-def _with_figures(state: Conditioner, block: Aligned) -> Aligned:
+def _with_figures(state: Conditioner, one: Waiting) -> Aligned:
     """The block with its figures, which the streams forget."""
-    keys = frame_key(block.frames.trace, block.frames.span).tolist()
+    block, keys = one.block, one.keys
     counts = np.diff(np.searchsorted(block.frames.stage_frame, np.arange(len(keys) + 1))).tolist()
     block.conditioned = [
         _gathered(state.streams[e.meter, e.domain].figures, block.frames.pipeline, keys, counts)
