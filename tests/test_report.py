@@ -369,3 +369,20 @@ def test_figures_are_rounded_to_their_uncertainty() -> None:
     assert plus_minus(None, None) == plus_minus(float("nan"), 1.0) == ""
     assert plus_minus(2.0, None) == "2.000"
     assert (number(1020.4, 3), number(0.0, 3), number(-0.01234, 2)) == ("1020", "0", "-0.012")
+
+
+def test_two_meters_of_the_same_thing_are_compared() -> None:
+    """A RAPL package and the power meter's CPU rails, one of them reading 3 W more."""
+    random = np.random.default_rng(4)
+    truth = simulate(Load((Stage("work", 40.0, 0.004),), duration_s=60.0), random)
+    rails = measure(truth, Meter(name="board", domain="cpu", noise=0.2), random)
+    package = measure(truth, Meter(name="rapl", domain="package-0", kind="energy", rate_hz=100.0), random)
+    shifted = replace(rails, value=rails.value + 3.0)
+    report = make_report(Run(truth.frames, [shifted, package]))
+    (found,) = report.comparisons
+    assert (found.first, found.second) == ("cpu of board", "package-0 of rapl")
+    assert abs(found.watts - 3.0) <= found.uncertainty_w
+    assert found.uncertainty_w < 1.0
+    assert "cpu of board less package-0 of rapl: " in text(report)
+    alone = make_report(Run(truth.frames, [shifted, replace(package, domain="dram")]))
+    assert not alone.comparisons

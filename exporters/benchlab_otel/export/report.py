@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy
+from benchlab_otel.align.attribution.compare import difference
 from benchlab_otel.align.attribution.conserve import Ledger
 from benchlab_otel.align.attribution.selfcheck import SelfCheck
 from benchlab_otel.align.marks import latency, stage_time
@@ -149,6 +150,22 @@ class Energy:
 
 
 @dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two meters that see the same thing: first less second in W, ± its 95 % half width, over `seconds`.
+
+    `ratio` of their energies; null figures with a `reason` where they share too little time.
+    """
+
+    first: str
+    second: str
+    watts: float
+    uncertainty_w: float
+    ratio: float
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """One pipeline of a session. `unresolved` says in words what has no figure, and why."""
 
@@ -162,6 +179,7 @@ class Report:
     stages: list[Latency]
     pairs: list[Latency]
     energy: list[Energy]
+    comparisons: list[Comparison]
     simulated: list[str] = field(default_factory=list)
     unresolved: list[str] = field(default_factory=list)
 
@@ -191,9 +209,30 @@ def make_report(
         stages=list(_stages(frames, float(duration.sum()))),
         pairs=list(_pairs(frames, pairs)),
         energy=[e for e in domains if e.coverage > 0],
+        comparisons=list(_comparisons(run.readings)),
         simulated=_simulated(run),
         unresolved=list(_unresolved(run, domains, duration[completed])),
     )
+
+
+def _comparisons(readings: Sequence[Readings]) -> Iterator[Comparison]:
+    """Meters with a domain in common; a RAPL package, where it is the only one, is the meter's `cpu`."""
+    packages = [r.domain for r in readings if r.domain.startswith("package")]
+    same_as = {packages[0]: "cpu"} if len(packages) == 1 else {}
+    for i, first in enumerate(readings):
+        for second in readings[i + 1 :]:
+            names = {same_as.get(r.domain, r.domain) for r in (first, second)}
+            if first.meter != second.meter and len(names) == 1:
+                found = difference(first, second)
+                yield Comparison(
+                    first=f"{first.domain} of {first.meter}",
+                    second=f"{second.domain} of {second.meter}",
+                    watts=found.watts,
+                    uncertainty_w=found.uncertainty,
+                    ratio=found.ratio,
+                    seconds=found.seconds,
+                    reason=found.reason,
+                )
 
 
 def to_json(reports: Sequence[Report], session: str, faults: Sequence[str] = ()) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchlab_otel.align.attribution.conserve import Ledger
-from benchlab_otel.export.report import Energy, Joules, Latency, Report, StageEnergy, Window
+from benchlab_otel.export.report import Comparison, Energy, Joules, Latency, Report, StageEnergy, Window
 from benchlab_otel.model import COMPLETED
 
 WIDTH = 80
@@ -30,6 +30,9 @@ def render(report: Report) -> RenderableType:
         parts += ["", _latency_table(rows)]
     for meter in dict.fromkeys(e.meter for e in report.energy):
         parts += _meter([e for e in report.energy if e.meter == meter])
+    if report.comparisons:
+        parts += ["", Text("The same by two meters", style="bold")]
+        parts += [_note(_comparison(found)) for found in report.comparisons]
     if report.unresolved:
         parts += ["", Text("Not resolved", style="bold")]
         parts += [_note(line) for line in report.unresolved]
@@ -44,6 +47,14 @@ def _headline(report: Report) -> str:
         if outcome != COMPLETED and count:
             words.append(f"{count:,} {outcome} ({count / report.frames:.1%})")
     return ", ".join(words)
+
+
+def _comparison(found: Comparison) -> str:
+    pair = f"{found.first} less {found.second}"
+    if found.reason:
+        return f"{pair}: {found.reason}"
+    watts = plus_minus(found.watts, found.uncertainty_w)
+    return f"{pair}: {watts} W over {found.seconds:.0f} s (ratio {found.ratio:.3f})"
 
 
 def _note(line: str) -> RenderableType:
