@@ -117,7 +117,7 @@ def test_json_is_whole_and_strict() -> None:
     (run_json,) = found["runs"]
     assert set(run_json) == {
         *("pipeline", "service", "frames", "outcomes", "seconds", "fps", "frame", "stages", "pairs"),
-        *("energy", "simulated", "unresolved"),
+        *("energy", "comparisons", "simulated", "unresolved"),
     }
     assert run_json["energy"][0]["interpolated"]["uncertainty_j"] is None
     assert set(run_json["frame"]) == {"name", "count", "p50_s", "p95_s", "p99_s", "max_s", "share"}
