@@ -129,7 +129,11 @@ ENERGY_RESIDUAL_UNCERTAINTY = Metric(
     "pipeline.energy.residual.uncertainty", "J", "gauge", "95 % half width of the residual.", _DOMAIN
 )
 ALIGN_LATE = Metric(
-    "align.late", "{item}", "counter", "Spans, frames and readings that came too late.", ("item",)
+    "align.late",
+    "{item}",
+    "counter",
+    "Stages, frames and readings that came too late, twice or alone.",
+    ("item",),
 )
 PROBE_LOST = Metric(
     "pipeline.probe.lost",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchlab_otel import contract
-from benchlab_otel.align.aligner import Aligned
+from benchlab_otel.align.aligner import Aligned, Aligner
 from benchlab_otel.align.attribution.attribute import Attribution
 from benchlab_otel.align.marks import UnknownMark, latency
 from benchlab_otel.contract import Metric
@@ -134,6 +134,18 @@ def attribution_points(found: Attribution, now_ns: int) -> list[Point]:
         add(contract.ENERGY_RESIDUAL, found.ledger.residual)
         add(contract.ENERGY_RESIDUAL_UNCERTAINTY, found.ledger.residual_uncertainty)
     return out
+
+
+def late_points(aligner: Aligner, start_ns: int, now_ns: int) -> list[Point]:
+    """What came too late, twice, or without the rest, since `start_ns`."""
+    assembly = aligner.assembly
+    counts = {
+        "late_stages": assembly.late,
+        "repeated_frames": assembly.repeated,
+        "stages_without_frame": assembly.orphaned,
+        "late_readings": aligner.late_readings,
+    }
+    return [Point(contract.ALIGN_LATE, {"item": k}, float(n), now_ns, start_ns) for k, n in counts.items()]
 
 
 def points(state: FrameMetrics, now_ns: int) -> list[Point | HistogramPoint]:

@@ -19,7 +19,14 @@ from benchlab_otel.align.attribution.attribute import Attribution
 from benchlab_otel.align.columns import is_simulated
 from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live
 from benchlab_otel.align.energy_spans import encode_energy
-from benchlab_otel.align.metrics import FrameMetrics, attribution_points, points, take_in, take_in_conditioned
+from benchlab_otel.align.metrics import (
+    FrameMetrics,
+    attribution_points,
+    late_points,
+    points,
+    take_in,
+    take_in_conditioned,
+)
 from benchlab_otel.archive import session
 from benchlab_otel.cli.errors import Failure, UserError
 from benchlab_otel.config import Settings
@@ -168,7 +175,8 @@ class LiveAligner:
         resource = {**self._resource, SIMULATED: True} if self.simulated else self._resource
         with self._lock:
             found = [p for summary in self._summaries for p in attribution_points(summary, now_ns)]
-            return encode_metrics(resource_of(resource), [*points(self._metrics, now_ns), *found])
+            late = late_points(self._aligner, self._metrics.start_ns, now_ns)
+            return encode_metrics(resource_of(resource), [*points(self._metrics, now_ns), *found, *late])
 
 
 class ClockWatch:
