@@ -10,9 +10,10 @@ import zstandard
 
 from benchlab_otel.align.aligner import part
 from benchlab_otel.align.readings import slice_of
+from benchlab_otel.align.segments import SEGMENT_NS
 from benchlab_otel.archive.records import Fault, frame
 from benchlab_otel.archive.session import open_session
-from benchlab_otel.export.recording import attributed, load, load_runs, of_run
+from benchlab_otel.export.recording import attributed, load, load_conditioned_runs, load_runs, of_run
 from benchlab_otel.model import Run
 from benchlab_otel.simulate.power import Load, Meter, Stage, measure, simulate
 from benchlab_otel.simulate.power import requests as simulated
@@ -87,3 +88,45 @@ def test_a_meter_that_says_nothing_of_a_run_adds_nothing() -> None:
     assert [e.method for e in run.energy] == ["interpolated"]
     assert recording.attributions[0].reason
     assert attributed([]).attributions == []
+
+
+def test_a_session_of_several_segments_gives_every_frame_once(tmp_path: Path) -> None:
+    """Conditioned at the seams too, as if the session had been attributed whole; rows of all readings."""
+    rng = np.random.default_rng(7)
+    stages = (Stage("decode", 60.0, 0.01), Stage("infer", 220.0, 0.03))
+    seconds = 2.4 * SEGMENT_NS / 1e9
+    truth = simulate(Load(stages, fps=15.0, duration_s=seconds), rng)
+    meter = Meter(rate_hz=5.0, noise=0.2)
+    compressor = zstandard.ZstdCompressor()
+    bodies = simulated([truth.frames], [measure(truth, meter, rng)], [meter], 60.0)
+    (tmp_path / "traces.otlp").write_bytes(b"".join(frame(body, compressor) for body in bodies))
+    session = open_session(str(tmp_path / "traces.otlp"), tmp_path)
+    (cut,) = load_conditioned_runs(session, [])
+    (whole,) = load(session, []).runs
+    assert len(cut.frames) == len(truth.frames)
+    assert np.array_equal(cut.frames.number, whole.frames.number)
+    assert [e.method for e in cut.energy] == ["interpolated", "conditioned"]
+    a, b = cut.energy[1], whole.energy[1]
+    found = np.isfinite(a.energy)
+    assert np.array_equal(found, np.isfinite(b.energy))
+    assert found.mean() > 0.99
+    assert (np.abs(a.energy - b.energy) <= np.hypot(a.uncertainty, b.uncertainty))[found].mean() > 0.99
+    assert (a.energy != b.energy)[found].any()  # it was cut
+    assert np.array_equal(a.first, b.first)
+    assert np.array_equal(a.last, b.last)
+
+
+def test_a_session_of_one_segment_has_the_same_energies_either_way(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    truth = simulate(Load((Stage("work", 80.0, 0.005),), duration_s=20), rng)
+    meter = Meter(noise=0.2)
+    compressor = zstandard.ZstdCompressor()
+    bodies = simulated([truth.frames], [measure(truth, meter, rng)], [meter])
+    (tmp_path / "traces.otlp").write_bytes(b"".join(frame(body, compressor) for body in bodies))
+    session = open_session(str(tmp_path / "traces.otlp"), tmp_path)
+    (cut,), (whole,) = load_conditioned_runs(session, []), load(session, []).runs
+    for a, b in zip(cut.energy, whole.energy, strict=True):
+        assert a.method == b.method
+        assert np.array_equal(a.energy, b.energy, equal_nan=True)
+        assert np.array_equal(a.uncertainty, b.uncertainty, equal_nan=True)
+        assert np.array_equal(a.first, b.first)

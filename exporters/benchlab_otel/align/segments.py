@@ -1,4 +1,4 @@
-"""Offline: aligned blocks in, the same blocks with their conditioned figures out, an hour at a time.
+"""Offline: aligned blocks in, the same blocks with their conditioned figures out, a segment at a time.
 
 Memory is that of a segment, whatever the archive's length. Neighbouring segments overlap by
 MARGIN_NS on both sides, so that no frame is conditioned without the frames around it.
@@ -17,19 +17,23 @@ from benchlab_otel.align.aligner import Aligned, Aligner
 from benchlab_otel.align.attribution.attribute import PipelineEnergy
 from benchlab_otel.align.attribution.meters import Windows, attribute_all
 from benchlab_otel.align.readings import slice_of
-from benchlab_otel.model import Frames, Readings
+from benchlab_otel.model import Frames
 
-SEGMENT_NS = 1_800_000_000_000
+SEGMENT_NS = 900_000_000_000
 MARGIN_NS = 5_000_000_000
 KEEP_NS = SEGMENT_NS + 12 * MARGIN_NS  # what an Aligner must keep of the readings for this
 
 
 @dataclass(slots=True)
 class Segment:
-    """The blocks of the current stretch; the first `given` of them are out and only lend context."""
+    """The blocks of the current stretch; the first `given` of them are out and only lend context.
+
+    All frames that ended after `since` are there, so its readings begin there.
+    """
 
     blocks: list[Aligned] = field(default_factory=list)
     given: int = 0
+    since: int = 0
     length_ns: int = SEGMENT_NS
     windows: Windows = field(default_factory=dict)
 
@@ -37,7 +41,8 @@ class Segment:
 def add_to_segment(state: Segment, aligner: Aligner, blocks: list[Aligned]) -> Iterator[Aligned]:
     """Takes in blocks in order of time; gives out a segment's when it is full."""
     state.blocks += blocks
-    if state.blocks and _end(state.blocks[-1]) - _end(state.blocks[0]) > state.length_ns:
+    new = state.blocks[state.given :]
+    if new and _end(new[-1]) - _end(new[0]) > state.length_ns:
         yield from finish_segment(state, aligner, _end(state.blocks[-1]) - MARGIN_NS)
 
 
@@ -51,14 +56,15 @@ def finish_segment(
     for block in state.blocks:
         groups.setdefault((block.frames.service, block.frames.pipeline), []).append(block)
     frames = [join_frames([b.frames for b in group]) for group in groups.values()]
-    first = min(int(f.begin.min()) for f in frames) - MARGIN_NS
-    readings = [_since(r, first) for r in aligner.readings.values()]
+    skipped = {key: int(np.searchsorted(r.time, state.since)) for key, r in aligner.readings.items()}
+    readings = [slice_of(r, skipped[key], len(r)) for key, r in aligner.readings.items()]
     found = {(a.meter, a.domain): a for a in attribute_all(frames, readings, state.windows)}
     for place, group in enumerate(groups.values()):
-        _hand_back(group, [(key, a.pipelines[place]) for key, a in found.items()])
+        _hand_back(group, {key: _later(a.pipelines[place], skipped[key]) for key, a in found.items()})
     out = [b for b in state.blocks[state.given :] if _end(b) <= until]
     left = [b for b in state.blocks[state.given :] if _end(b) > until]
-    context = [b for b in (*state.blocks[: state.given], *out) if _end(b) > until - MARGIN_NS]
+    state.since = min([until, *(int(b.frames.begin.min()) for b in left)]) - MARGIN_NS
+    context = [b for b in (*state.blocks[: state.given], *out) if _end(b) > state.since]
     state.blocks, state.given = context + left, len(context)
     yield from out
 
@@ -67,13 +73,14 @@ def _end(block: Aligned) -> int:
     return int(block.frames.end[-1])
 
 
-def _since(readings: Readings, time_ns: int) -> Readings:
-    return slice_of(readings, int(np.searchsorted(readings.time, time_ns)), len(readings))
+def _later(figures: PipelineEnergy, skipped: int) -> PipelineEnergy:
+    """The figures with rows of all the readings, of which so many had been left out."""
+    first, last = (np.where(rows < 0, -1, rows + skipped) for rows in (figures.first, figures.last))
+    return replace(figures, first=first, last=last)
 
 
-def _hand_back(group: list[Aligned], figures: list[tuple[tuple[str, str], PipelineEnergy]]) -> None:
+def _hand_back(group: list[Aligned], by_domain: dict[tuple[str, str], PipelineEnergy]) -> None:
     """Gives each block of a pipeline its rows of the pipeline's figures."""
-    by_domain = dict(figures)
     frame = stage = 0
     for block in group:
         n, m = len(block.frames), len(block.frames.stage_frame)

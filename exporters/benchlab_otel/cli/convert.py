@@ -13,7 +13,7 @@ import typer
 
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
-from benchlab_otel.cli.session import find, load
+from benchlab_otel.cli.session import find, load_energies
 from benchlab_otel.export import capframex
 from benchlab_otel.export.capframex_statistics import statistics
 from benchlab_otel.model import Run
@@ -52,7 +52,7 @@ def command(
       benchlab-otel convert latest --to capframex-json --out cam0.json --pair ingress:display
     """
     settings = options.settings(config)
-    runs = [run for name in session for run in load(find(name, settings.session.data_dir))[0].runs]
+    runs = [run for name in session for run in load_energies(find(name, settings.session.data_dir))]
     wanted = _by_pipeline(runs, pipeline)
     suffix, write = FORMATS[to.value]
     chosen = capframex.Options(tuple(pair or ()), tuple(accelerator or ()))

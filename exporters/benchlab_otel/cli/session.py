@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,8 @@ from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session, SessionNotFound, open_session
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.cli.progress import progress
-from benchlab_otel.export.recording import Recording, attributed, load_runs
+from benchlab_otel.export.recording import Recording, attributed, load_conditioned_runs, load_runs
+from benchlab_otel.model import Run
 
 Reference = Annotated[
     str,
@@ -20,6 +22,8 @@ Reference = Annotated[
         metavar="[SESSION]", help="Id or its beginning, a session's folder, an OTLP file, or latest."
     ),
 ]
+
+Reader = Callable[[Session, list[Fault], Callable[[int], None]], list[Run]]
 
 
 def find(reference: str, data_dir: Path) -> Session:
@@ -32,17 +36,27 @@ def find(reference: str, data_dir: Path) -> Session:
 
 def load(session: Session) -> tuple[Recording, list[Fault]]:
     """All of the session and what of it could not be read; the faults are told on stderr too."""
+    runs, faults = _read(session, load_runs)
+    with progress("Attributing"):
+        return attributed(runs), faults
+
+
+def load_energies(session: Session) -> list[Run]:
+    """The session's runs with all their energies; what could not be read is told on stderr."""
+    return _read(session, load_conditioned_runs)[0]
+
+
+def _read(session: Session, reader: Reader) -> tuple[list[Run], list[Fault]]:
     faults: list[Fault] = []
     size = sum(path.stat().st_size for path in session.traces)
     with progress("Reading", size) as advance:
-        runs = load_runs(session, faults, advance)
+        runs = reader(session, faults, advance)
     if session.running:
         _tell(f"{session.path.name} is still being recorded; this is what is there so far")
     for fault in faults:
         if not (fault.at_end and session.running):
             _tell(str(fault))
-    with progress("Attributing"):
-        return attributed(runs), faults
+    return runs, faults
 
 
 def _tell(line: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from benchlab_otel.model import FrameEnergy, Frames, Readings, Run
 Array = NDArray[Any]
 
 FOREVER_NS = 1 << 62
+METHODS = ("interpolated", "conditioned")
 
 
 @dataclass(slots=True)
@@ -55,6 +59,12 @@ def of_run(recording: Recording, i: int) -> list[tuple[Attribution, PipelineEner
     return [(a, a.pipelines[i]) for a in recording.attributions]
 
 
+def _conditioned_of(block: Aligned) -> Iterator[FrameEnergy]:
+    for series, energy in zip(block.readings, block.conditioned, strict=False):  # [] where there is none
+        if energy is not None:
+            yield _conditioned(series, energy)
+
+
 def _conditioned(readings: Readings, energy: PipelineEnergy) -> FrameEnergy:
     return FrameEnergy(
         meter=readings.meter,
@@ -76,8 +86,25 @@ def load_runs(
     What could not be read is noted in `faults`. Raises OSError where a file can't be opened.
     """
     state = Aligner(keep_ns=FOREVER_NS)
+    return _collected(state, align_session(state, session, faults, progress))
+
+
+def load_conditioned_runs(
+    session: Session, faults: list[Fault], progress: Callable[[int], None] | None = None
+) -> list[Run]:
+    """`load_runs` with the conditioned energies too, found a segment at a time as `align` does.
+
+    For those who need no attribution: beside the runs only a segment is in memory. The energies of a
+    session of one segment are those of `load`.
+    """
+    state = Aligner(keep_ns=FOREVER_NS)
+    return _collected(state, conditioned_session(state, session, faults, progress))
+
+
+def _collected(state: Aligner, blocks: Iterator[Aligned]) -> list[Run]:
+    """The blocks by pipeline, with all the readings that the aligner then has."""
     growing: dict[tuple[str, str], _Growing] = {}
-    for block in align_session(state, session, faults, progress):
+    for block in blocks:
         key = (block.frames.service, block.frames.pipeline)
         growing.setdefault(key, _Growing(block.frames)).add(block)
     readings = list(state.readings.values())
@@ -104,31 +131,37 @@ def conditioned_session(
 
 
 class _Column:
-    """An array that grows in place: a long session is never in memory twice."""
+    """An array that grows in place, in pages of its own.
+
+    A long session is never in memory twice, and leaves no holes in the heap as it grows.
+    """
 
     def __init__(self, like: Array, absent: float = 0) -> None:
-        self._data = np.empty((0, *like.shape[1:]), like.dtype)
+        self._like = like[:0]
+        self._row_bytes = like.itemsize * math.prod(like.shape[1:])
         self._absent = absent
         self._size = 0
+        self._pages = mmap(-1, PAGESIZE, MAP_PRIVATE | MAP_ANONYMOUS)
 
     def add(self, values: Array, at: int | None = None) -> None:
         """Appends values, at a row further on if the rows before it have none."""
         self.reach(self._size if at is None else at)
         start = self._size
         self.reach(start + len(values))
-        self._data[start : self._size] = values
+        self.array()[start:] = values
 
     def reach(self, size: int) -> None:
         """Grows to `size` rows; the new ones are absent."""
-        if size > len(self._data):
-            self._data.resize((size + size // 8, *self._data.shape[1:]), refcheck=False)
-        self._data[self._size : size] = self._absent
-        self._size = max(self._size, size)
+        start, self._size = self._size, max(self._size, size)
+        needed = self._size * self._row_bytes
+        if needed > len(self._pages):
+            self._pages.resize(needed + needed // 8)
+        self.array()[start:] = self._absent
 
     def array(self) -> Array:
-        """The rows, without the room to grow."""
-        self._data.resize((self._size, *self._data.shape[1:]), refcheck=False)
-        return self._data
+        """The rows; while anyone has them the column can't grow."""
+        shape = (self._size, *self._like.shape[1:])
+        return np.ndarray(shape, self._like.dtype, self._pages)
 
 
 _OF_FRAMES = ("trace", "span", "begin", "end", "number", "outcome")
@@ -144,7 +177,7 @@ class _Growing:
         self._count = 0
         self._stages: dict[str, int] = {}
         self._frames = {name: _Column(getattr(first, name)) for name in (*_OF_FRAMES, *_OF_STAGES)}
-        self._energy: dict[tuple[str, str], tuple[FrameEnergy, dict[str, _Column]]] = {}
+        self._energy: dict[tuple[str, str, str], tuple[FrameEnergy, dict[str, _Column]]] = {}
         self._simulated = False
 
     def add(self, block: Aligned) -> None:
@@ -154,22 +187,29 @@ class _Growing:
             self._frames[name].add(getattr(frames, name))
         self._frames["stage"].add(np.array(codes, np.int32)[frames.stage])
         self._frames["stage_frame"].add(frames.stage_frame + self._count)
-        for energy in block.energy:
-            columns = {name: _Column(getattr(energy, name), absent) for name, absent in _OF_ENERGY.items()}
-            _, columns = self._energy.setdefault((energy.meter, energy.domain), (energy, columns))
-            for name, column in columns.items():
-                column.add(getattr(energy, name), at=self._count)
+        for energy in (*block.energy, *_conditioned_of(block)):
+            self._add_energy(energy)
         self._count += len(frames)
         self._simulated |= frames.simulated
+
+    def _add_energy(self, energy: FrameEnergy) -> None:
+        if not np.isfinite(energy.energy).any():
+            return
+        key = (energy.meter, energy.domain, energy.method)
+        if key not in self._energy:
+            columns = {name: _Column(getattr(energy, name), absent) for name, absent in _OF_ENERGY.items()}
+            self._energy[key] = energy, columns
+        for name, column in self._energy[key][1].items():
+            column.add(getattr(energy, name), at=self._count)
 
     def finish(self, readings: list[Readings]) -> Run:
         """The run, with all readings of the session and the energies that any frame has."""
         arrays: dict[str, Any] = {name: column.array() for name, column in self._frames.items()}
         frames = replace(self._first, **arrays, stage_names=list(self._stages), simulated=self._simulated)
         energies = []
-        for series in readings:
-            if (series.meter, series.domain) in self._energy:
-                one, columns = self._energy[series.meter, series.domain]
+        for method, series in product(METHODS, readings):
+            if (series.meter, series.domain, method) in self._energy:
+                one, columns = self._energy[series.meter, series.domain, method]
                 for column in columns.values():
                     column.reach(self._count)
                 values: dict[str, Any] = {name: column.array() for name, column in columns.items()}
