@@ -12,6 +12,7 @@ from benchlab_otel.align.attribution.condition import Posterior, Wanted, Weight,
 from benchlab_otel.align.attribution.conserve import Entry, Shares, entry
 from benchlab_otel.align.attribution.design import Design, Pieces, build, part_of
 from benchlab_otel.align.attribution.fit import Fit, Variances, fit
+from benchlab_otel.align.attribution.misfit import Misfit, misfit
 from benchlab_otel.align.attribution.overlap import seconds_in
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped, resolve
 from benchlab_otel.align.attribution.selfcheck import SelfCheck
@@ -72,13 +73,15 @@ class Sums:
 
 @dataclass(slots=True)
 class Block:
-    """A fitted block: its posterior, `owner` (pieces,) the stage row of each piece, and what was found."""
+    """A fitted block: its posterior, `owner` (pieces,) the stage row of each piece, and what was found;
+    `misfit` where the readings contradict the marks."""
 
     posterior: Posterior
     owner: Int
     fit: Fit
     resolution: Resolution
     check: SelfCheck
+    misfit: Misfit | None
 
 
 def fitted_block(work: Work, rows: Windows, start: Variances | None, fit_rows: int) -> Block:
@@ -95,7 +98,23 @@ def fitted_block(work: Work, rows: Windows, start: Variances | None, fit_rows: i
             found = fit(freed, found.variances, fit_rows)
             posterior = condition(freed, found, span)
     kept = resolution.column[work.stage[owner]] != BASE
-    return Block(posterior, owner[kept], found, resolution, _check(posterior))
+    owner, check = owner[kept], _check(posterior)
+    wrong = _misfit(work, posterior, owner, resolution)
+    if wrong is not None:
+        check.findings.append(wrong.finding)
+    return Block(posterior, owner, found, resolution, check, wrong)
+
+
+def _misfit(work: Work, posterior: Posterior, owner: Int, resolution: Resolution) -> Misfit | None:
+    """What the readings say against the marks of the stage rows that the block sees."""
+    names = [
+        " and ".join(work.names[s][1] for s in np.flatnonzero(resolution.column == c))
+        for c in range(posterior.design.pieces.stages)
+    ]
+    rows = np.unique(owner)
+    return misfit(
+        posterior, work.piece_begin[rows], work.piece_end[rows], resolution.column[work.stage[rows]], names
+    )
 
 
 def usual_span(work: Work, rows: Windows) -> int:
@@ -147,17 +166,32 @@ def _check(posterior: Posterior) -> SelfCheck:
 def add_block(sums: Sums, block: Block, core: Core) -> None:
     """Adds all that the block says of the time `core`."""
     widened = block.check.widened
-    add_energies(sums, block.posterior, block.owner, core, widened)
+    add_energies(sums, block.posterior, block.owner, core, widened, block.misfit)
     _add_stages(sums, block, core)
     sums.entries.append(entry(block.posterior, sums.shares, core))
     sums.checks.append((len(block.posterior.design.rows), block.check))
     value, variance = mean_of(block.posterior, np.zeros(len(block.owner)), 1.0)
-    sums.base.append((core[1] - core[0], value, variance * widened**2))
+    more = float(np.sum(block.misfit.base**2)) if block.misfit is not None else 0.0
+    sums.base.append((core[1] - core[0], value, variance * widened**2 + more))
 
 
-def add_energies(sums: Sums, posterior: Posterior, owner: Int, core: Core, widened: float = 1.0) -> None:
+def add_energies(
+    sums: Sums,
+    posterior: Posterior,
+    owner: Int,
+    core: Core,
+    widened: float = 1.0,
+    wrong: Misfit | None = None,
+) -> None:
     """Adds the part of each frame's and stage row's energy that lies within the core."""
     work, pieces = sums.work, posterior.design.pieces
+    moved = _moved(wrong, work, pieces, owner)
+
+    def energy_and_sd(want: Wanted) -> tuple[Float, Float]:
+        mean, variance = energies(posterior, want)
+        more = wrong.variance(want, moved) if wrong is not None else 0.0
+        return mean, np.sqrt(widened**2 * variance + more)
+
     frames = np.flatnonzero((work.end >= core[0]) & (work.begin < core[1]))
     lo, hi = np.clip(work.begin[frames], *core), np.clip(work.end[frames], *core)
     position = np.full(len(work.begin), -1)
@@ -171,19 +205,26 @@ def add_energies(sums: Sums, posterior: Posterior, owner: Int, core: Core, widen
     if not sums.shares.alone:
         wanted.append(Wanted(seconds_in(lo, hi, pieces.begin, pieces.end), lo, hi, Weight()))
     for k, want in enumerate(wanted):
-        mean, variance = energies(posterior, want)
+        mean, sd = energy_and_sd(want)
         sums.frame[k, frames] += mean
-        sums.frame_sd[k, frames] += widened * np.sqrt(variance)
+        sums.frame_sd[k, frames] += sd
     if sums.shares.alone:  # then nothing else is in flight with a frame
         sums.frame[2, frames], sums.frame_sd[2, frames] = sums.frame[1, frames], sums.frame_sd[1, frames]
 
     new = np.diff(owner, prepend=-1) != 0  # parts of one row are neighbours
     touched, row = owner[new], np.cumsum(new) - 1
     each = sparse.csr_array((inside, (row, np.arange(len(owner)))), shape=(len(touched), len(owner)))
-    mean, variance = energies(posterior, Wanted(each))
+    mean, sd = energy_and_sd(Wanted(each))
     sums.stage[touched] += mean
-    sums.stage_sd[touched] += widened * np.sqrt(variance)
+    sums.stage_sd[touched] += sd
     _note_rows(sums, posterior.design.rows, frames)
+
+
+def _moved(wrong: Misfit | None, work: Work, pieces: Pieces, owner: Int) -> Float:
+    """(pieces, r) W: what marks that are off would move the pieces' power by."""
+    if wrong is None:
+        return np.zeros((len(owner), 0))
+    return wrong.of_pieces(pieces.stage, (work.piece_end - work.piece_begin)[owner])
 
 
 def _note_rows(sums: Sums, rows: Windows, frames: Int) -> None:
@@ -201,18 +242,21 @@ def _add_stages(sums: Sums, block: Block, core: Core) -> None:
     work, posterior, column = sums.work, block.posterior, block.resolution.column
     pieces, reason, widened = posterior.design.pieces, block.resolution.reason, block.check.widened
     inside = np.clip(pieces.end, *core) - np.clip(pieces.begin, *core)
+    moved, wrong = _moved(block.misfit, work, pieces, block.owner), block.misfit
     for c in range(pieces.stages):
         group = tuple(np.flatnonzero(column == c).tolist())
         seconds = np.where(pieces.stage == c, inside, 0.0)
         active = float(seconds.sum())
-        joules, variance = mean_of(posterior, np.where(sums.covered[work.frame[block.owner]], seconds, 0.0))
+        seen = np.where(sums.covered[work.frame[block.owner]], seconds, 0.0)
+        joules, variance = mean_of(posterior, seen)
+        off_watts = active**2 * float(np.sum(wrong.power[c] ** 2)) if wrong is not None else 0.0
         s = sums.stages.setdefault(group, StageSum())
         s.seconds += active
         s.watts += active * float(block.fit.watts[c])
-        s.variance += active**2 * float(block.fit.covariance[c, c]) * widened**2
+        s.variance += active**2 * float(block.fit.covariance[c, c]) * widened**2 + off_watts
         s.spread += active * float(np.sqrt(block.fit.variances.stage[c]))
         s.joules += joules
-        s.joules_variance += variance * widened**2
+        s.joules_variance += variance * widened**2 + float(np.sum((seen @ moved) ** 2))
         s.reason = s.reason or reason[group[0]]
     for stage in np.flatnonzero(column == BASE):
         sums.stages.setdefault((int(stage),), StageSum()).reason = reason[stage]

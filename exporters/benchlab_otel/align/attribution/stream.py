@@ -30,6 +30,7 @@ from benchlab_otel.align.attribution.condition import condition
 from benchlab_otel.align.attribution.conserve import is_covered, shares_of
 from benchlab_otel.align.attribution.fit import Fit
 from benchlab_otel.align.attribution.identify import Identification
+from benchlab_otel.align.attribution.misfit import Misfit
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped
 from benchlab_otel.align.attribution.windows import Kernel, windows
 from benchlab_otel.align.attribution.work import work_of
@@ -79,6 +80,7 @@ class State:
     searched_ns: int = 0
     started_ns: int = 0
     widened: float = 1.0
+    misfit: Misfit | None = None
     late_frames: int = 0
     late_readings: int = 0
 
@@ -281,6 +283,7 @@ def _refit(state: State, readings: Readings) -> None:
     state.kernel = state.summary.kernel
     state.fit = replace(block.fit, solved=None, priors=None)
     state.resolution, state.widened = block.resolution, block.check.widened
+    state.misfit = block.misfit
     state.names = work_of(state.frames, 0).names
 
 
@@ -328,7 +331,7 @@ def _energies_of(state: State, frames: list[Frames], readings: Readings, offset:
     kept = column[work.stage[owner]] != BASE
     try:
         posterior = condition(design, state.fit, usual_span(work, rows))
-        add_energies(sums, posterior, owner[kept], (rows.lo[0], rows.hi[-1]), state.widened)
+        add_energies(sums, posterior, owner[kept], (rows.lo[0], rows.hi[-1]), state.widened, state.misfit)
     except np.linalg.LinAlgError:  # readings that contradict the fit beyond what numbers can hold
         return [nothing(f) for f in frames]
     blind = np.array([bool(r) for r in state.resolution.reason], bool)

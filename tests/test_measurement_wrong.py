@@ -1,0 +1,56 @@
+"""How far intervals can be trusted where the model is wrong: measured coverage as lower bounds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchlab_otel.align.attribution.attribute import attribute
+from benchlab_otel.simulate.power import Load, Meter, Stage, frame_truth, measure, seconds, simulate
+from test_measurement_meters import SERIAL, WATTS
+
+
+def held(seed, mark_late_ns=0, unseen=0.0, **meter):
+    """Shares of frames and of stage rows whose 95 % interval holds the truth, and the findings."""
+    rng = np.random.default_rng(seed)
+    stages = tuple(Stage(n, w, x, 0.35, 0.02, unseen) for (n, w), x in zip(WATTS, SERIAL, strict=True))
+    truth = simulate(Load(stages, duration_s=120.0), rng)
+    f = truth.frames
+    marked = replace(
+        f,
+        stage_end=f.stage_end + np.where(f.stage == 0, mark_late_ns, 0),
+        stage_begin=f.stage_begin + np.where(f.stage == 1, mark_late_ns, 0),
+    )
+    result = attribute([marked], measure(truth, Meter(**{"noise": 0.1, **meter}), rng))
+    p, right = result.pipelines[0], frame_truth(truth, 0.0, 120.0).shared
+    joules = truth.watts * (seconds(f.stage_end) - seconds(f.stage_begin))
+    frame, stage = np.isfinite(p.shared), np.isfinite(p.stage)
+    return (
+        np.mean(np.abs(p.shared - right)[frame] <= p.shared_uncertainty[frame]),
+        np.mean(np.abs(p.stage - joules)[stage] <= p.stage_uncertainty[stage]),
+        " ".join(result.check.findings),
+    )
+
+
+# the last two of each row: what was measured, less room for chance
+@pytest.mark.parametrize(
+    ("wrong", "frames", "stages"),
+    [
+        ({}, 0.93, 0.90),
+        ({"mark_late_ns": 1_000_000}, 0.90, 0.90),
+        ({"clock_offset_s": 0.005}, 0.95, 0.95),
+        ({"noise": 2.0, "tails": 3.0}, 0.93, 0.93),
+        ({"unseen": 0.1}, 0.70, 0.45),
+    ],
+)
+def test_intervals_where_the_model_is_wrong_hold_as_often_as_documented(wrong, frames, stages):
+    told = [held(seed, **wrong) for seed in range(3)]
+    assert np.mean([t[0] for t in told]) > frames
+    assert np.mean([t[1] for t in told]) > stages
+    contradicted = [("recorded" in t[2]) or ("contradict" in t[2]) for t in told]
+    if not wrong:
+        assert not any(contradicted)
+    if "mark_late_ns" in wrong or "clock_offset_s" in wrong:
+        assert all(contradicted)
