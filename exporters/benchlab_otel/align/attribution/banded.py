@@ -54,6 +54,9 @@ def square(matrix: sparse.csr_array[Any], columns: Float, width: int) -> Float:
     return band_of((scaled @ matrix.T).tocsr(), width)
 
 
+_JITTER = 1e-9  # of the diagonal: above rounding, below any variance that matters
+
+
 @dataclass(slots=True)
 class Cholesky:
     """The banded Cholesky factor of S. `scipy.linalg.LinAlgError` when S is not positive definite."""
@@ -62,7 +65,13 @@ class Cholesky:
 
     @classmethod
     def of(cls, ab: Float) -> Cholesky:
-        return cls(cholesky_banded(ab, lower=True, check_finite=False))
+        """Factors S; where rounding alone keeps it from being positive definite, S with _JITTER more."""
+        try:
+            return cls(cholesky_banded(ab, lower=True, check_finite=False))
+        except np.linalg.LinAlgError:
+            lifted = ab.copy()
+            lifted[0] *= 1.0 + _JITTER
+            return cls(cholesky_banded(lifted, lower=True, check_finite=False))
 
     def solve(self, x: Float) -> Float:
         """S⁻¹ x for x (n,) or (n, k)."""
