@@ -456,3 +456,11 @@ def test_same_input_same_figures():
     truth, readings, _ = run(duration=10.0)
     one, two = (attribute([truth.frames], readings, Settings()) for _ in range(2))
     assert np.array_equal(one.pipelines[0].shared, two.pipelines[0].shared, equal_nan=True)
+
+
+def test_a_covariance_that_is_singular_by_rounding_is_factored():
+    band = np.array([[1.0, 1.0, 2.0], [1.0, 0.0, 0.0]])  # the first two rows are the same
+    assert np.isfinite(banded.Cholesky.of(band).logdet())
+    assert np.isfinite(banded.inverse_band(band, 1)).all()
+    with pytest.raises(np.linalg.LinAlgError):
+        banded.Cholesky.of(np.array([[1.0, -1.0], [0.0, 0.0]]))

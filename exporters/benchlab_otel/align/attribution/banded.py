@@ -69,9 +69,7 @@ class Cholesky:
         try:
             return cls(cholesky_banded(ab, lower=True, check_finite=False))
         except np.linalg.LinAlgError:
-            lifted = ab.copy()
-            lifted[0] *= 1.0 + _JITTER
-            return cls(cholesky_banded(lifted, lower=True, check_finite=False))
+            return cls(cholesky_banded(_lifted(ab), lower=True, check_finite=False))
 
     def solve(self, x: Float) -> Float:
         """S⁻¹ x for x (n,) or (n, k)."""
@@ -90,19 +88,28 @@ class Cholesky:
         return np.asarray(solved[:, 0], float)
 
 
+def _lifted(ab: Float) -> Float:
+    lifted = ab.copy()
+    lifted[0] *= 1.0 + _JITTER
+    return lifted
+
+
 def inverse_band(ab: Float, width: int) -> Float:
     """The band (width + 1, n) of S⁻¹, exact, in O(n w²) by block odd-even reduction.
 
     Blocks of w = max(bandwidth, width) rows make S block tridiagonal; eliminating every other
     block leaves a block tridiagonal matrix of half the size (Cholesky in nested dissection order).
     On the way back each eliminated block of the inverse follows from its two neighbours (the
-    recurrence of Takahashi, Fagan & Chen 1973), all blocks of a level at once.
+    recurrence of Takahashi, Fagan & Chen 1973), all blocks of a level at once. What `Cholesky.of` says
+    of rounding holds here too.
     """
     n = ab.shape[1]
     w = max(ab.shape[0] - 1, width, 1)
     count = -(-n // w)
-    diagonal, lower = _blocks(ab, w, count)
-    inv_diagonal, inv_lower = _inverse_blocks(diagonal, lower)
+    try:
+        inv_diagonal, inv_lower = _inverse_blocks(*_blocks(ab, w, count))
+    except np.linalg.LinAlgError:
+        inv_diagonal, inv_lower = _inverse_blocks(*_blocks(_lifted(ab), w, count))
     out = np.zeros((width + 1, count * w))
     stacked = np.concatenate([inv_diagonal, np.concatenate([inv_lower, np.zeros((1, w, w))])], axis=1)
     for d in range(width + 1):
