@@ -16,6 +16,7 @@ from benchlab_otel.align.aligner import Aligned, Aligner, covered_until
 from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy, Settings
 from benchlab_otel.align.attribution.stream import State, advance
 from benchlab_otel.align.frames import frame_key
+from benchlab_otel.align.readings import slice_of
 from benchlab_otel.model import Frames, Readings
 
 Domain = tuple[str, str]  # meter, domain
@@ -112,7 +113,7 @@ def _feed(state: Conditioner, stream: Stream, series: Readings, complete_ns: int
             return
         stream.state.settings = replace(stream.state.settings, kernel=lead.state.kernel)
     first = int(np.searchsorted(series.time, stream.fed_ns, side="right"))
-    new = _since(series, first)
+    new = slice_of(series, first, len(series))
     stream.fed_ns = newest
     pending, stream.pending = stream.pending, []
     stream.state, ready = advance(stream.state, pending, new, complete_ns)
@@ -122,17 +123,6 @@ def _feed(state: Conditioner, stream: Stream, series: Readings, complete_ns: int
         for row, key in enumerate(keys):
             if key in state.wanted:
                 stream.figures[key] = (energy, row, edges[row], edges[row + 1])
-
-
-def _since(series: Readings, first: int) -> Readings:
-    return replace(
-        series,
-        time=series.time[first:],
-        uncertainty=series.uncertainty[first:],
-        value=series.value[first:],
-        trace=series.trace[first:],
-        span=series.span[first:],
-    )
 
 
 def _give_out(state: Conditioner, watermark: int, readings: dict[Domain, Readings]) -> list[Aligned]:

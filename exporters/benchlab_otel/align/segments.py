@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchlab_otel.align.aligner import Aligned, Aligner
 from benchlab_otel.align.attribution.attribute import PipelineEnergy
 from benchlab_otel.align.attribution.meters import Windows, attribute_all
+from benchlab_otel.align.attribution.work import join_frames
 from benchlab_otel.align.readings import slice_of
-from benchlab_otel.model import Frames
 
 SEGMENT_NS = 900_000_000_000
 MARGIN_NS = 5_000_000_000
@@ -104,35 +102,4 @@ def _rows(figures: PipelineEnergy, frames: slice, stages: slice) -> PipelineEner
         stage_uncertainty=figures.stage_uncertainty[stages],
         first=figures.first[frames],
         last=figures.last[frames],
-    )
-
-
-def join_frames(blocks: list[Frames]) -> Frames:
-    """One table of several of the same pipeline, in their order."""
-    names: dict[str, int] = {}
-    stages, owners = [], []
-    base = 0
-    for block in blocks:
-        codes = np.array([names.setdefault(n, len(names)) for n in block.stage_names], np.int32)
-        stages.append(codes[block.stage] if len(codes) else block.stage)
-        owners.append(block.stage_frame + base)
-        base += len(block)
-
-    def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(b, name) for b in blocks])
-
-    return replace(
-        blocks[0],
-        trace=joined("trace"),
-        span=joined("span"),
-        begin=joined("begin"),
-        end=joined("end"),
-        number=joined("number"),
-        outcome=joined("outcome"),
-        stage_frame=np.concatenate(owners),
-        stage=np.concatenate(stages).astype(np.int32),
-        stage_begin=joined("stage_begin"),
-        stage_end=joined("stage_end"),
-        stage_names=list(names),
-        simulated=any(b.simulated for b in blocks),
     )

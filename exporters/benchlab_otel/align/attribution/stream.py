@@ -33,7 +33,7 @@ from benchlab_otel.align.attribution.identify import Identification
 from benchlab_otel.align.attribution.misfit import Misfit
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped
 from benchlab_otel.align.attribution.windows import Kernel, windows
-from benchlab_otel.align.attribution.work import work_of
+from benchlab_otel.align.attribution.work import join_frames, work_of
 from benchlab_otel.model import Bool, Frames, Int, Readings
 
 _S = 1_000_000_000
@@ -177,31 +177,11 @@ def _take_frames(state: State, frames: Frames) -> None:
             frames = frame_rows(frames, ~late)
     for p, known in enumerate(state.frames):
         if known.pipeline == frames.pipeline:
-            state.frames[p] = _joined(known, frames)
+            state.frames[p] = join_frames([known, frames])
             state.waiting[p] = np.append(state.waiting[p], np.ones(len(frames), bool))
             return
     state.frames.append(frames)
     state.waiting.append(np.ones(len(frames), bool))
-
-
-def _joined(a: Frames, b: Frames) -> Frames:
-    names = a.stage_names + [n for n in b.stage_names if n not in a.stage_names]
-    code = np.array([names.index(n) for n in b.stage_names], np.int32)
-    return replace(
-        a,
-        trace=np.concatenate([a.trace, b.trace]),
-        span=np.concatenate([a.span, b.span]),
-        begin=np.concatenate([a.begin, b.begin]),
-        end=np.concatenate([a.end, b.end]),
-        number=np.concatenate([a.number, b.number]),
-        outcome=np.concatenate([a.outcome, b.outcome]),
-        stage_frame=np.concatenate([a.stage_frame, b.stage_frame + len(a)]),
-        stage=np.concatenate([a.stage, code[b.stage] if len(code) else b.stage]),
-        stage_begin=np.concatenate([a.stage_begin, b.stage_begin]),
-        stage_end=np.concatenate([a.stage_end, b.stage_end]),
-        stage_names=names,
-        simulated=a.simulated or b.simulated,
-    )
 
 
 def frame_rows(frames: Frames, keep: Bool) -> Frames:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchlab_otel.model import Float, Frames, Int
 
@@ -67,4 +68,35 @@ def work_of(frames: Sequence[Frames], origin_ns: int) -> Work:
         names,
         np.array(frame_splits),
         np.array(row_splits),
+    )
+
+
+def join_frames(blocks: list[Frames]) -> Frames:
+    """One table of several of the same pipeline, in their order."""
+    names: dict[str, int] = {}
+    stages, owners = [], []
+    base = 0
+    for block in blocks:
+        codes = np.array([names.setdefault(n, len(names)) for n in block.stage_names], np.int32)
+        stages.append(codes[block.stage] if len(codes) else block.stage)
+        owners.append(block.stage_frame + base)
+        base += len(block)
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(b, name) for b in blocks])
+
+    return replace(
+        blocks[0],
+        trace=joined("trace"),
+        span=joined("span"),
+        begin=joined("begin"),
+        end=joined("end"),
+        number=joined("number"),
+        outcome=joined("outcome"),
+        stage_frame=np.concatenate(owners),
+        stage=np.concatenate(stages).astype(np.int32),
+        stage_begin=joined("stage_begin"),
+        stage_end=joined("stage_end"),
+        stage_names=list(names),
+        simulated=any(b.simulated for b in blocks),
     )
