@@ -214,8 +214,8 @@ def test_ctrl_c_ends_a_recording_properly(place: Place, device: str, tmp_path: P
     """As at a terminal the command gets the signal too; what it did until then is in the report."""
     script = textwrap.dedent("""
         import time
-        print("going", flush=True)
         try:
+            print("going", flush=True)
             time.sleep(100)
         except KeyboardInterrupt:
             raise SystemExit(5)

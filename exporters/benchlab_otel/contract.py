@@ -73,6 +73,14 @@ PAIR_LATENCY = Metric(
     (*_PIPE, "from", "to"),
     SECONDS,
 )
+FRAME_INTERVAL = Metric(
+    "pipeline.frame.interval",
+    "s",
+    "histogram",
+    "Time between the ends of one completed frame and the next.",
+    _PIPE,
+    SECONDS,
+)
 FRAMES = Metric("pipeline.frames", "{frame}", "counter", "Frames that ended.", (*_PIPE, "frame.outcome"))
 FRAME_ENERGY = Metric(
     "pipeline.frame.energy",
@@ -83,6 +91,13 @@ FRAME_ENERGY = Metric(
     JOULES,
 )
 _DOMAIN = ("hw.id", "domain")
+FRAME_ENERGY_UNCERTAINTY = Metric(
+    "pipeline.frame.energy.uncertainty",
+    "J",
+    "gauge",
+    "95 % half width of a frame's conditioned energy: the mean of the latest frames.",
+    (*_PIPE, *_DOMAIN),
+)
 _STAGE = (*_PIPE, "pipeline.stage", *_DOMAIN)
 STAGE_POWER = Metric(
     "pipeline.stage.power", "W", "gauge", "What a stage draws above base while it is active.", _STAGE
@@ -135,6 +150,12 @@ ALIGN_LATE = Metric(
     "Stages, frames and readings that came too late, twice or alone.",
     ("item",),
 )
+ALIGN_BEHIND = Metric(
+    "align.behind", "s", "gauge", "How long ago the newest frame ended whose energy is known.", _PIPE
+)
+CLOCK_WALL = Metric(
+    "clock.wall.offset", "s", "gauge", "How far the wall clock is ahead of the clock that spans carry."
+)
 PROBE_LOST = Metric(
     "pipeline.probe.lost",
     "{mark}",
@@ -151,6 +172,20 @@ COLLECT_SUCCESS = Metric(
 )
 COLLECT_DURATION = Metric(
     "exporter.collect.duration", "s", "gauge", "Time the source's last reading took.", ("source", "hw.id")
+)
+COLLECT_LAST = Metric(
+    "exporter.collect.last_success.timestamp",
+    "s",
+    "gauge",
+    "Unix time of the source's last good reading.",
+    ("source", "hw.id"),
+)
+COLLECT_UNCERTAINTY = Metric(
+    "exporter.collect.time.uncertainty",
+    "s",
+    "gauge",
+    "How well the times of readings are known: half of the longest round trip since the metrics before.",
+    ("source", "hw.id"),
 )
 COLLECT_FAILURES = Metric(
     "exporter.collect.failures",
@@ -169,6 +204,77 @@ HW_TEMPERATURE = Metric("hw.temperature", "Cel", "gauge", "Temperature at a sens
 HW_HUMIDITY = Metric("hw.humidity", "1", "gauge", "Relative humidity at a sensor.", _HW)
 HW_FAN_SPEED = Metric("hw.fan.speed", "rpm", "gauge", "Speed of a fan.", _HW)
 HW_FAN_SPEED_RATIO = Metric("hw.fan.speed_ratio", "1", "gauge", "Speed that a fan is set to.", _HW)
+HW_FAN_ENABLED = Metric(
+    "hw.fan.enabled", "1", "updown", "1 where a fan is driven, else 0.", ("hw.id", "hw.sensor_location")
+)
+HW_POWER_LIMIT = Metric(
+    "hw.power.limit", "W", "gauge", "Power limit that is set for a component.", (*_HW, "hw.limit_type")
+)
+HW_TEMPERATURE_LIMIT = Metric(
+    "hw.temperature.limit", "Cel", "gauge", "Temperature limit of a sensor.", (*_HW, "hw.limit_type")
+)
+HW_ERRORS = Metric(
+    "hw.errors", "{error}", "counter", "Errors that a component counted.", ("hw.id", "hw.type", "error.type")
+)
+HW_FAULT = Metric(
+    "hw.fault",
+    "1",
+    "updown",
+    "1 where a device reports a fault (live) or did since it was cleared (latched).",
+    ("hw.id", "hw.fault", "hw.state"),
+)
+HW_INFO = Metric(
+    "hw.info",
+    "1",
+    "updown",
+    "1: what a device says of itself.",
+    (
+        *("hw.id", "hw.type", "hw.name", "hw.vendor", "hw.model", "hw.serial_number"),
+        *("hw.firmware_version", "hw.driver_version"),
+    ),
+)
+HW_CALIBRATION = Metric(
+    "hw.calibration",
+    "1",
+    "updown",
+    "1 for each state that a meter's calibration is in (valid, factory), else 0.",
+    ("hw.id", "hw.state"),
+)
+BATTERY_CHARGE = Metric(
+    "hw.battery.charge", "1", "gauge", "Charge of a battery.", ("hw.id", "hw.sensor_location")
+)
+
+_GPU = ("hw.id",)
+GPU_UTILIZATION = Metric(
+    "hw.gpu.utilization", "1", "gauge", "Share of time that a part of a GPU was busy.", (*_GPU, "hw.gpu.task")
+)
+GPU_MEMORY_USAGE = Metric("hw.gpu.memory.usage", "By", "updown", "Memory of a GPU in use.", _GPU)
+GPU_MEMORY_LIMIT = Metric("hw.gpu.memory.limit", "By", "updown", "Memory of a GPU.", _GPU)
+GPU_CLOCK = Metric("hw.gpu.clock", "Hz", "gauge", "Clock of a part of a GPU.", (*_GPU, "hw.gpu.part"))
+GPU_CLOCK_LIMIT = Metric(
+    "hw.gpu.clock.limit", "Hz", "gauge", "Highest clock of a part of a GPU.", (*_GPU, "hw.gpu.part")
+)
+GPU_THROTTLE = Metric(
+    "hw.gpu.throttle", "1", "updown", "1 while a GPU is slowed for a reason, else 0.", (*_GPU, "reason")
+)
+GPU_PCIE = Metric(
+    "hw.gpu.pcie.throughput",
+    "By/s",
+    "gauge",
+    "Bytes over a GPU's PCIe link in a second.",
+    (*_GPU, "network.io.direction"),
+)
+GPU_PCIE_GENERATION = Metric(
+    "hw.gpu.pcie.generation", "1", "updown", "PCIe generation that a GPU's link runs at.", _GPU
+)
+GPU_PCIE_WIDTH = Metric("hw.gpu.pcie.width", "{lane}", "updown", "Lanes that a GPU's link uses.", _GPU)
+GPU_PROCESS_MEMORY = Metric(
+    "hw.gpu.process.memory.usage",
+    "By",
+    "updown",
+    "Memory of a GPU that a process uses.",
+    (*_GPU, "process.pid", "process.executable.name"),
+)
 HOST_POWER = Metric("hw.host.power", "W", "gauge", "Power of the whole host.", ("hw.id",))
 HOST_AMBIENT = Metric(
     "hw.host.ambient_temperature", "Cel", "gauge", "Temperature around the host.", ("hw.id",)
@@ -178,9 +284,50 @@ CPU_TIME = Metric("system.cpu.time", "s", "counter", "Time of all processors by 
 CPU_UTILIZATION = Metric(
     "system.cpu.utilization", "1", "gauge", "Share of all processors' time by mode.", ("cpu.mode",)
 )
+CPU_FREQUENCY = Metric(
+    "system.cpu.frequency", "Hz", "gauge", "Clock of a logical processor.", ("cpu.logical_number",)
+)
+MEMORY_LIMIT = Metric("system.memory.limit", "By", "updown", "Memory of the host.")
+PAGING_USAGE = Metric("system.paging.usage", "By", "updown", "Swap by state.", ("system.paging.state",))
+UPTIME = Metric("system.uptime", "s", "gauge", "Time since the host started.")
+PRESSURE = Metric(
+    "system.pressure.time",
+    "s",
+    "counter",
+    "Time that some or all tasks waited for a resource (pressure stall information).",
+    ("system.pressure.resource", "system.pressure.kind"),
+)
+_PROCESS = ("process.pid", "process.executable.name")
+PROCESS_CPU_TIME = Metric(
+    "process.cpu.time", "s", "counter", "Processor time of a pipeline's process.", (*_PROCESS, "cpu.mode")
+)
+PROCESS_MEMORY = Metric(
+    "process.memory.usage", "By", "updown", "Memory that a pipeline's process holds.", _PROCESS
+)
 MEMORY_USAGE = Metric("system.memory.usage", "By", "updown", "Memory by state.", ("system.memory.state",))
 DISK_IO = Metric(
     "system.disk.io", "By", "counter", "Bytes read and written.", ("system.device", "disk.io.direction")
+)
+DISK_OPERATIONS = Metric(
+    "system.disk.operations",
+    "{operation}",
+    "counter",
+    "Reads and writes.",
+    ("system.device", "disk.io.direction"),
+)
+NETWORK_DROPPED = Metric(
+    "system.network.packet.dropped",
+    "{packet}",
+    "counter",
+    "Packets that were dropped.",
+    ("network.interface.name", "network.io.direction"),
+)
+NETWORK_ERRORS = Metric(
+    "system.network.errors",
+    "{error}",
+    "counter",
+    "Packets with errors.",
+    ("network.interface.name", "network.io.direction"),
 )
 NETWORK_IO = Metric(
     "system.network.io",
@@ -209,6 +356,8 @@ HUB_LIVE_SKIPPED = Metric(
 ARCHIVE_LOST = Metric(
     "archive.lost", "{record}", "counter", "Records that could not be written to disk.", ("file",)
 )
+
+ALL: tuple[Metric, ...] = tuple(value for value in tuple(globals().values()) if isinstance(value, Metric))
 
 # Units and names as prometheus/otlptranslator has them, which the Collector's exporter calls.
 _UNIT_WORDS = {
