@@ -9,10 +9,20 @@ import numpy as np
 
 from benchlab_otel import contract
 from benchlab_otel.align.aligner import Aligned, Aligner
-from benchlab_otel.align.attribution.attribute import Attribution
+from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy
 from benchlab_otel.align.marks import UnknownMark, latency
 from benchlab_otel.contract import Metric
-from benchlab_otel.model import OUTCOMES, Exemplar, Float, FrameEnergy, Frames, HistogramPoint, Int, Point
+from benchlab_otel.model import (
+    COMPLETED,
+    OUTCOMES,
+    Exemplar,
+    Float,
+    FrameEnergy,
+    Frames,
+    HistogramPoint,
+    Int,
+    Point,
+)
 
 Labels = tuple[str, ...]
 
@@ -32,6 +42,9 @@ class FrameMetrics:
     pairs: Sequence[str] = ()
     histograms: dict[tuple[Metric, Labels], _Histogram] = field(default_factory=dict)
     counters: dict[tuple[Metric, Labels], int] = field(default_factory=dict)
+    gauges: dict[tuple[Metric, Labels], float] = field(default_factory=dict)
+    last_end: dict[tuple[str, str], int] = field(default_factory=dict)  # service, pipeline: Unix ns
+    known_until: dict[str, int] = field(default_factory=dict)  # pipeline: end of its newest conditioned frame
 
 
 def take_in(state: FrameMetrics, aligned: Aligned) -> None:
@@ -44,6 +57,7 @@ def take_in(state: FrameMetrics, aligned: Aligned) -> None:
         state.counters[key] = state.counters.get(key, 0) + count
     seconds = (frames.end - frames.begin) / 1e9
     _observe(state, contract.FRAME_DURATION, (pipeline,), seconds, frames, everything)
+    _observe_intervals(state, frames)
     spent = (frames.stage_end - frames.stage_begin) / 1e9
     for code, stage in enumerate(frames.stage_names):
         rows = frames.stage == code
@@ -66,6 +80,35 @@ def take_in_conditioned(state: FrameMetrics, aligned: Aligned) -> None:
     for energy, figures in zip(aligned.energy, aligned.conditioned, strict=bool(aligned.conditioned)):
         if figures is not None:
             _observe_energy(state, aligned.frames, energy, "conditioned", figures.energy)
+            _note_conditioned(state, aligned.frames, energy, figures)
+
+
+def _note_conditioned(
+    state: FrameMetrics, frames: Frames, source: FrameEnergy, figures: PipelineEnergy
+) -> None:
+    known = np.isfinite(figures.energy_uncertainty)
+    if not known.any():
+        return
+    key = (contract.FRAME_ENERGY_UNCERTAINTY, (frames.pipeline, source.meter, source.domain))
+    state.gauges[key] = float(figures.energy_uncertainty[known].mean())
+    newest = int(frames.end[known].max())
+    state.known_until[frames.pipeline] = max(newest, state.known_until.get(frames.pipeline, 0))
+
+
+def _observe_intervals(state: FrameMetrics, frames: Frames) -> None:
+    """From the end of one completed frame to the next; one that came late begins no interval."""
+    rows = np.flatnonzero(frames.outcome == OUTCOMES.index(COMPLETED))
+    if not len(rows):
+        return
+    key = (frames.service, frames.pipeline)
+    ends = frames.end[rows]
+    before = state.last_end.get(key)
+    state.last_end[key] = int(ends[-1]) if before is None else max(int(ends[-1]), before)
+    if before is None:
+        before, ends, rows = int(ends[0]), ends[1:], rows[1:]
+    seconds = np.diff(ends, prepend=before) / 1e9
+    forward = seconds >= 0.0
+    _observe(state, contract.FRAME_INTERVAL, (frames.pipeline,), seconds[forward], frames, rows[forward])
 
 
 def _observe_energy(
@@ -136,6 +179,15 @@ def attribution_points(found: Attribution, now_ns: int) -> list[Point]:
     return out
 
 
+def progress_points(state: FrameMetrics, wall_offset_ns: int, now_ns: int) -> list[Point]:
+    """How far conditioning is behind, and how far the wall clock is from the time base."""
+    out = [Point(contract.CLOCK_WALL, {}, wall_offset_ns * 1e-9, now_ns)]
+    for pipeline, known_ns in state.known_until.items():
+        behind = (now_ns - known_ns) * 1e-9
+        out.append(Point(contract.ALIGN_BEHIND, {"pipeline.name": pipeline}, behind, now_ns))
+    return out
+
+
 def late_points(aligner: Aligner, start_ns: int, now_ns: int) -> list[Point]:
     """What came too late, twice, or without the rest, since `start_ns`."""
     assembly = aligner.assembly
@@ -153,6 +205,10 @@ def points(state: FrameMetrics, now_ns: int) -> list[Point | HistogramPoint]:
     out: list[Point | HistogramPoint] = [
         Point(metric, dict(zip(metric.labels, labels, strict=True)), float(n), now_ns, state.start_ns)
         for (metric, labels), n in state.counters.items()
+    ]
+    out += [
+        Point(metric, dict(zip(metric.labels, labels, strict=True)), value, now_ns)
+        for (metric, labels), value in state.gauges.items()
     ]
     for (metric, labels), found in state.histograms.items():
         named = dict(zip(metric.labels, labels, strict=True))

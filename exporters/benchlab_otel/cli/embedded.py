@@ -24,6 +24,7 @@ from benchlab_otel.align.metrics import (
     attribution_points,
     late_points,
     points,
+    progress_points,
     take_in,
     take_in_conditioned,
 )
@@ -137,7 +138,7 @@ class LiveAligner:
         self._aligner = Aligner(lateness_ns=int(settings.align.lateness_s * 1e9))
         self._conditioner = Conditioner()
         self._metrics = FrameMetrics(base.now_ns(), settings.align.pairs)
-        self._resource = resource
+        self._resource, self._base = resource, base
         self._energy = give_out
         self._lock = threading.Lock()
         self._summaries: list[Attribution] = []
@@ -176,7 +177,9 @@ class LiveAligner:
         with self._lock:
             found = [p for summary in self._summaries for p in attribution_points(summary, now_ns)]
             late = late_points(self._aligner, self._metrics.start_ns, now_ns)
-            return encode_metrics(resource_of(resource), [*points(self._metrics, now_ns), *found, *late])
+            progress = progress_points(self._metrics, clock_state(self._base).wall_offset_ns, now_ns)
+            shown = [*points(self._metrics, now_ns), *found, *late, *progress]
+        return encode_metrics(resource_of(resource), shown)
 
 
 class ClockWatch:

@@ -47,6 +47,8 @@ class Health:
     message: str = "not read yet"
     fix: str = ""
     duration_s: float = 0.0  # of the last attempt
+    last_ns: int = 0  # Unix time of the last good reading
+    uncertainty_s: float = 0.0  # of the times of readings: half of the longest round trip since last told
     readings: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -188,7 +190,10 @@ class Runner:
             log.warning("%s: back: %s", health.source, device.description)
         health.ok, health.message, health.fix = True, "", ""
         health.readings += len(batch.start_ns)
-        health.duration_s = float(batch.end_ns[-1] - batch.start_ns[-1]) * 1e-9
+        round_trips = (batch.end_ns - batch.start_ns) * 1e-9
+        health.duration_s = float(round_trips[-1])
+        health.uncertainty_s = max(health.uncertainty_s, float(round_trips.max()) / 2)
+        health.last_ns = int(batch.end_ns[-1])
         self._latest = batch
         if sampled := [i for i, f in enumerate(batch.fields) if f.key]:
             table = Table(tuple(batch.fields[i].key for i in sampled), batch.values[:, sampled])
@@ -241,6 +246,11 @@ class Runner:
             Point(contract.COLLECT_SUCCESS, labels, float(health.ok), now),
             Point(contract.COLLECT_DURATION, labels, health.duration_s, now),
         ]
+        if health.last_ns:
+            points.append(Point(contract.COLLECT_LAST, labels, health.last_ns * 1e-9, now))
+        if health.ok:
+            points.append(Point(contract.COLLECT_UNCERTAINTY, labels, health.uncertainty_s, now))
+            health.uncertainty_s = 0.0
         for reason, count in sorted(health.failures.items()):
             by_reason = labels | {"reason": reason}
             points.append(Point(contract.COLLECT_FAILURES, by_reason, count, now, self._started_ns))
