@@ -171,13 +171,13 @@ def test_a_constant_load_identifies_nothing():
 
 def test_a_counter_that_wraps_reads_on():
     truth, plain = run(3, 0.1, kind="energy", noise=0.0, rate_hz=50.0)
-    wrapped = replace(plain, value=np.mod(plain.value, 700.0))
-    clean = counters.clean(wrapped, ORIGIN_NS, wrap_j=700.0)
+    wrapped = replace(plain, value=np.mod(plain.value, 700.0), wrap_j=700.0)
+    clean = counters.clean(wrapped, ORIGIN_NS)
     assert clean.wraps == int(plain.value[-1] // 700.0 - plain.value[0] // 700.0)
     assert clean.resets == 0
     np.testing.assert_allclose(np.diff(clean.value), np.diff(plain.value), atol=1e-6)
     np.testing.assert_allclose(
-        attribute([truth.frames], wrapped, Settings(wrap_j=700.0)).pipelines[0].shared,
+        attribute([truth.frames], wrapped).pipelines[0].shared,
         attribute([truth.frames], plain).pipelines[0].shared,
         rtol=1e-4,
     )
@@ -187,9 +187,11 @@ def test_a_reset_is_left_out_not_guessed():
     _, plain = run(3, 0.1, kind="energy", noise=0.0, rate_hz=50.0)
     k = len(plain.value) // 2
     restarted = replace(
-        plain, value=np.where(np.arange(len(plain.value)) < k, plain.value, plain.value - plain.value[k])
+        plain,
+        value=np.where(np.arange(len(plain.value)) < k, plain.value, plain.value - plain.value[k]),
+        wrap_j=262143.328,
     )
-    clean = counters.clean(restarted, ORIGIN_NS, wrap_j=262143.328)
+    clean = counters.clean(restarted, ORIGIN_NS)
     assert (clean.wraps, clean.resets) == (0, 1)
     assert np.flatnonzero(clean.fresh).tolist() == [k]
 

@@ -104,7 +104,8 @@ class Readings:
     `kind` tells what `value` is: "power" (W) or "energy" (J, cumulative counter). `time` (n,)
     int64 ns is the middle of request and response minus the meter's lag; `uncertainty` (n,)
     int64 ns is half that interval; `trace` (n, 2) and `span` (n,) name the sample span.
-    `window_ns` is the meter's averaging width (0 = instantaneous or unknown).
+    `window_ns` is the meter's averaging width (0 = instantaneous, None = not known), `wrap_j` (J) where
+    a counter starts again at 0 (0 = it does not, so a fall is a reset).
     """
 
     meter: str
@@ -115,7 +116,8 @@ class Readings:
     value: Float
     trace: Uint
     span: Uint
-    window_ns: int = 0
+    window_ns: int | None = None
+    wrap_j: float = 0.0
     simulated: bool = False
 
     def __len__(self) -> int:

@@ -90,7 +90,7 @@ def close(state: Aligner) -> list[Aligned]:
 def covered_until(state: Aligner) -> int:
     """Frames that ended before this can be aligned: all living meters are past it, or it is long ago."""
     patience = state.assembly.watermark - state.meter_wait_ns
-    covered = [int(r.time[-1]) - r.window_ns // 2 for r in state.readings.values() if len(r)]
+    covered = [int(r.time[-1]) - (r.window_ns or 0) // 2 for r in state.readings.values() if len(r)]
     alive = [time for time in covered if time > patience]
     return max(patience, min(alive, default=patience))
 
@@ -129,7 +129,7 @@ def _around(readings: Readings, frames: Frames, share: Float) -> FrameEnergy:
 
     The stretch is the same whether or not later readings are there yet, and so are the figures.
     """
-    half = readings.window_ns // 2
+    half = (readings.window_ns or 0) // 2
     first = int(np.searchsorted(readings.time, frames.begin.min() + half)) - 2 * LOOK_BACK
     last = int(np.searchsorted(readings.time, frames.end.max() + half, side="right")) + 1
     first = max(0, first)

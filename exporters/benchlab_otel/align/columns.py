@@ -40,6 +40,17 @@ def integers(spans: Spans, attribute: str, absent: int, limit: int = 1 << 62) ->
     return out
 
 
+def numbers(spans: Spans, attribute: str, absent: float) -> Float:
+    """(n,) of each span's attribute; `absent` where it is no finite number."""
+    out = np.full(len(spans), absent)
+    column = spans.attributes.get(attribute)
+    if column is not None:
+        values = floats(column.values)
+        usable = np.isfinite(values)
+        out[column.rows[usable]] = values[usable]
+    return out
+
+
 def is_simulated(resource: Mapping[str, Any]) -> bool:
     """Whether a sender says that its data are simulated (environment variables make it a text)."""
     return str(resource.get(SIMULATED, "")).lower() == "true"

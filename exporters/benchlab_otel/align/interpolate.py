@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from benchlab_otel.align.attribution.counters import unwrapped
 from benchlab_otel.model import Bool, Float, FrameEnergy, Int, Readings
 
 Z95 = 1.959963984540054
@@ -63,20 +64,20 @@ def curve(readings: Readings) -> Curve | None:
     """
     if len(readings) < 2:
         return None
-    time = readings.time - readings.window_ns // 2
+    time = readings.time - (readings.window_ns or 0) // 2
     span = np.diff(time) * 1e-9
     typical = _running_median(span)
     gap = span > GAP_FACTOR * typical
     if readings.kind == "energy":
         power = None
-        energy = readings.value - readings.value[0]
-        gap |= np.diff(energy) < 0  # the counter started anew
+        energy, _, reset = unwrapped(readings.value - readings.value[0], span, readings.wrap_j)
+        gap |= reset  # the counter started anew
         level = np.diff(energy) / span
     else:
         power = readings.value
         energy = np.append(0.0, np.cumsum((power[1:] + power[:-1]) * 0.5 * span))
         level = power
-    window = readings.window_ns * 1e-9 or np.append(typical[:1], typical)
+    window = (readings.window_ns or 0) * 1e-9 or np.append(typical[:1], typical)
     deviation, mean = _deviation(level), _running_mean(level)
     if power is None:
         deviation, mean = np.append(deviation[:1], deviation), np.append(mean[:1], mean)

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchlab_otel.align.columns import floats, integers, is_simulated, texts
+from benchlab_otel.align.columns import floats, integers, is_simulated, numbers, texts
 from benchlab_otel.contract import (
     ENERGY_PREFIX,
     HW_ID,
     METER_LAG,
     METER_WINDOW,
+    METER_WRAP,
     POWER_PREFIX,
     SAMPLE,
 )
@@ -31,7 +32,8 @@ def extract(spans: Spans) -> list[Readings]:
     is_sample = (spans.name == spans.names.index(SAMPLE)) & (spans.start > 0) & (spans.end >= spans.start)
     meter = texts(spans, HW_ID)
     lag = integers(spans, METER_LAG, absent=0, limit=_LONGEST_NS)
-    window = integers(spans, METER_WINDOW, absent=0, limit=_LONGEST_NS)
+    window = integers(spans, METER_WINDOW, absent=-1, limit=_LONGEST_NS)
+    wrap = numbers(spans, METER_WRAP, absent=0.0)
     found = []
     for key, column in spans.attributes.items():
         kind, domain = _domain(key)
@@ -42,7 +44,7 @@ def extract(spans: Spans) -> list[Readings]:
         rows, values = column.rows[usable], values[usable]
         for name in dict.fromkeys(meter[rows].tolist()):
             mine = meter[rows] == name
-            found.append(_series(spans, name, domain, kind, rows[mine], values[mine], lag, window))
+            found.append(_series(spans, name, domain, kind, rows[mine], values[mine], lag, window, wrap))
     return found
 
 
@@ -64,6 +66,7 @@ def _series(
     values: NDArray[np.float64],
     lag: Int,
     window: Int,
+    wrap: NDArray[np.float64],
 ) -> Readings:
     start, end = spans.start[rows], spans.end[rows]
     time = start + (end - start) // 2 - lag[rows]
@@ -78,7 +81,8 @@ def _series(
         value=values[order],
         trace=spans.trace[rows],
         span=spans.span[rows],
-        window_ns=max(0, int(window[rows[-1]])),
+        window_ns=int(window[rows[-1]]) if window[rows[-1]] >= 0 else None,
+        wrap_j=max(0.0, float(wrap[rows[-1]])),
         simulated=any(is_simulated(spans.resources[i]) for i in set(spans.resource[rows].tolist())),
     )
 
@@ -110,7 +114,12 @@ class Series:
             self._room = _with_room(known, size + size // 2)
         for name in _COLUMNS:
             getattr(self._room, name)[len(known) : size] = getattr(new, name)
-        self._room = replace(self._room, window_ns=new.window_ns, simulated=known.simulated or new.simulated)
+        self._room = replace(
+            self._room,
+            window_ns=new.window_ns,
+            wrap_j=new.wrap_j,
+            simulated=known.simulated or new.simulated,
+        )
         self.readings = slice_of(self._room, 0, size)
 
     def _sort_in(self, new: Readings) -> None:
@@ -172,5 +181,6 @@ def _take(readings: Readings, rows: slice | Bool) -> Readings:
         trace=readings.trace[rows],
         span=readings.span[rows],
         window_ns=readings.window_ns,
+        wrap_j=readings.wrap_j,
         simulated=readings.simulated,
     )

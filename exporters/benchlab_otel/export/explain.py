@@ -233,7 +233,8 @@ def _used(run: Run, readings: Readings, row: int) -> Int:
 
 def _window(readings: Readings, row: int, found: Attribution | None) -> tuple[float, float]:
     """How long before the reading its window began and ended (s)."""
-    lag, width = (found.kernel.lag_s, found.kernel.width_s) if found else (0.0, readings.window_ns / 1e9)
+    declared = (readings.window_ns or 0) / 1e9
+    lag, width = (found.kernel.lag_s, found.kernel.width_s) if found else (0.0, declared)
     if readings.kind == "energy":
         width = int(readings.time[row] - readings.time[max(row - 1, 0)]) / 1e9
     return lag + width, lag

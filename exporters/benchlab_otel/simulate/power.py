@@ -314,7 +314,8 @@ def measure(truth: Truth, meter: Meter, rng: np.random.Generator) -> Readings:
         value=value[kept],
         trace=nonzero(ids[kept, :2]),
         span=nonzero(ids[kept, 2]),
-        window_ns=round(meter.window_s * 1e9) if meter.known and meter.kind == "power" else 0,
+        window_ns=round(meter.window_s * 1e9) if meter.known and meter.kind == "power" else None,
+        wrap_j=meter.wrap_j if meter.known else 0.0,
         simulated=True,
     )
 
@@ -438,8 +439,10 @@ def _sample_batch(readings: Readings, meter: Meter, rows: Int) -> SpanBatch:
     }
     if meter.known:
         attributes[contract.METER_LAG] = lag
-        if readings.window_ns:
+        if readings.window_ns is not None:
             attributes[contract.METER_WINDOW] = readings.window_ns
+        if readings.wrap_j:
+            attributes[contract.METER_WRAP] = readings.wrap_j
     return SpanBatch(
         name=contract.SAMPLE,
         trace=readings.trace[rows],

@@ -32,14 +32,12 @@ from benchlab_otel.model import Float, Frames, Int, Readings
 class Settings:
     """`kernel` None takes the window that the readings declare; with `find_kernel` lag, width and shape
     are found from the pipeline's activity where they can be, else that kernel is used, and where there
-    is none nothing is attributed: a wrong window gives wrong figures. `wrap_j` (J):
-    where a counter starts again. Variances are fitted on at most `fit_rows` rows, and the run is taken
-    in blocks of at most `block_rows`.
+    is none nothing is attributed: a wrong window gives wrong figures. Variances are fitted on at most
+    `fit_rows` rows, and the run is taken in blocks of at most `block_rows`.
     """
 
     kernel: Kernel | None = None
     find_kernel: bool = False
-    wrap_j: float = 0.0
     fit_rows: int = 8192
     block_rows: int = 1 << 17
 
@@ -128,9 +126,9 @@ def attribute_and_fit(
 ) -> tuple[Attribution, Block | None]:
     """`attribute`, and the last block's fit for those who go on from there; None without any."""
     origin = min((int(t.min()) for t in (readings.time, *(f.begin for f in frames)) if len(t)), default=0)
-    clean = counters.clean(readings, origin, settings.wrap_j)
+    clean = counters.clean(readings, origin)
     work = work_of(frames, origin)
-    kernel = settings.kernel or Kernel("boxcar", 0.0, readings.window_ns / 1e9)
+    kernel = settings.kernel or Kernel("boxcar", 0.0, (readings.window_ns or 0) / 1e9)
     found = None
     if settings.find_kernel:
         used, stage = np.unique(work.stage, return_inverse=True)
@@ -178,7 +176,7 @@ def attribute_and_fit(
 
 def _declared(settings: Settings, readings: Readings) -> bool:
     """Whether it is known how the meter averages, without finding it out."""
-    return settings.kernel is not None or readings.window_ns > 0 or readings.kind == "energy"
+    return settings.kernel is not None or readings.window_ns is not None or readings.kind == "energy"
 
 
 def least_rows(work: Work) -> int:

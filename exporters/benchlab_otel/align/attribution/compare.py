@@ -27,7 +27,7 @@ class Difference:
     reason: str = ""
 
 
-def difference(first: Readings, second: Readings, wrap_j: tuple[float, float] = (0.0, 0.0)) -> Difference:
+def difference(first: Readings, second: Readings) -> Difference:
     """How two meters of the same load differ, by batch means.
 
     The common time is cut into equal batches, each far longer than either meter's period, so that
@@ -35,7 +35,7 @@ def difference(first: Readings, second: Readings, wrap_j: tuple[float, float] = 
     Simulation Modeling and Analysis, 1991, sec. 9.5.3); the interval is Student's.
     """
     origin = min((int(r.time.min()) for r in (first, second) if len(r)), default=0)
-    curves = [_energy(r, origin, w) for r, w in zip((first, second), wrap_j, strict=True)]
+    curves = [_energy(r, origin) for r in (first, second)]
     begin = max(c[0][0] if len(c[0]) else np.inf for c in curves)
     end = min(c[0][-1] if len(c[0]) else -np.inf for c in curves)
     period = max(float(np.median(np.diff(c[0]))) if len(c[0]) > 1 else np.inf for c in curves)
@@ -52,13 +52,13 @@ def difference(first: Readings, second: Readings, wrap_j: tuple[float, float] = 
     return Difference(float(off.mean()), half, float(a.sum() / b.sum()), float(end - begin))
 
 
-def _energy(readings: Readings, origin_ns: int, wrap_j: float) -> tuple[Float, Float]:
+def _energy(readings: Readings, origin_ns: int) -> tuple[Float, Float]:
     """Energy (J) up to some times (s): a counter's own, or the integral of its readings as lines."""
-    clean = counters.clean(readings, origin_ns, wrap_j)
+    clean = counters.clean(readings, origin_ns)
     if clean.kind == "energy":
         step = np.where(clean.fresh, 0.0, np.diff(clean.value, prepend=clean.value[:1]))
         return clean.time, np.cumsum(step)
-    rows = windows(clean, Kernel("boxcar", 0.0, readings.window_ns / 1e9))
+    rows = windows(clean, Kernel("boxcar", 0.0, (readings.window_ns or 0) / 1e9))
     middle = (rows.lo + rows.hi) / 2
     area = np.diff(middle) * (rows.value[1:] + rows.value[:-1]) / 2
     return middle, np.append(0.0, np.cumsum(area))[: len(middle)]

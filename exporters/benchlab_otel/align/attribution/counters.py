@@ -37,11 +37,11 @@ class Clean:
     absent: int = 0
 
 
-def clean(readings: Readings, origin_ns: int, wrap_j: float = 0.0) -> Clean:
+def clean(readings: Readings, origin_ns: int) -> Clean:
     """Readings in order of time, without absent values and repeats, counters unwrapped.
 
-    `wrap_j` (J) is where the counter starts again; with 0 a fall is a reset: the step over it is
-    left out, never guessed.
+    Where the readings do not say at which value the counter starts again, a fall is a reset: the step
+    over it is left out, never guessed.
     """
     order = np.argsort(readings.time, kind="stable")
     present = order[np.isfinite(readings.value[order])]
@@ -58,7 +58,9 @@ def clean(readings: Readings, origin_ns: int, wrap_j: float = 0.0) -> Clean:
     moving = np.diff(out.time, prepend=-np.inf) > 0
     _keep(out, moving)
     if readings.kind == "energy":
-        _unwrap(out, wrap_j)
+        out.value, wrapped, reset = unwrapped(out.value, np.diff(out.time), readings.wrap_j)
+        out.fresh[1:] = reset
+        out.wraps, out.resets = int(wrapped.sum()), int(reset.sum())
     _drop_repeats(out)
     return out
 
@@ -69,22 +71,18 @@ def _keep(readings: Clean, rows: Bool) -> None:
     readings.fresh = readings.fresh[rows]
 
 
-def _unwrap(readings: Clean, wrap_j: float) -> None:
-    """Adds `wrap_j` after each wrap; falls that a wrap can't explain are resets.
+def unwrapped(value: Float, gap: Float, wrap_j: float) -> tuple[Float, Bool, Bool]:
+    """A counter's values (n,) J that go on after each wrap, and which of the n - 1 steps were wraps and
+    which resets; `gap` (n - 1,) s.
 
-    A wrap that would need ten times the counter's usual power is a reset.
+    A fall that a wrap can't explain, or that would need ten times the counter's usual power, is a reset.
     """
-    if len(readings.value) < 2:
-        return
-    step, gap = np.diff(readings.value), np.diff(readings.time)
+    step = np.diff(value)
     fell = step < 0
     rises = (step / gap)[~fell]
     limit = 10.0 * float(np.median(rises)) if len(rises) else np.inf
     wrapped = fell & (wrap_j > 0) & ((step + wrap_j) <= max(limit, 0.0) * gap) & (step + wrap_j >= 0)
-    reset = fell & ~wrapped
-    readings.value = readings.value + np.append(0.0, np.cumsum(np.where(wrapped, wrap_j, 0.0)))
-    readings.fresh[1:] = reset
-    readings.wraps, readings.resets = int(wrapped.sum()), int(reset.sum())
+    return value + np.append(0.0, np.cumsum(np.where(wrapped, wrap_j, 0.0))), wrapped, fell & ~wrapped
 
 
 def _drop_repeats(readings: Clean) -> None:

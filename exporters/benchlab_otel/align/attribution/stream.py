@@ -301,7 +301,7 @@ def _energies_of(state: State, frames: list[Frames], readings: Readings, offset:
     work = work_of(frames, origin)
     if state.fit is None or state.resolution is None or state.kernel is None:
         return [nothing(f) for f in frames]
-    rows = windows(counters.clean(readings, origin, state.settings.wrap_j), state.kernel)
+    rows = windows(counters.clean(readings, origin), state.kernel)
     if len(rows) < _LEAST_ROWS:
         return [nothing(f) for f in frames]
     sums = Sums(work, shares_of(work.begin, work.end, rows), is_covered(rows, work.begin, work.end))
