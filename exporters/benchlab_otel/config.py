@@ -90,19 +90,54 @@ class Rapl:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
-    """Load, memory, disks and network of the host."""
+class Hwmon:
+    """Temperatures, fans, voltages and power of the kernel's sensor chips; some chips are slow to read."""
 
     rate_hz: Positive = 1.0
+    sysfs: Path = Path("/sys")
+
+
+@dataclass(frozen=True, slots=True)
+class Drm:
+    """AMD and Intel GPUs by sysfs."""
+
+    rate_hz: Positive = 20.0
+    sysfs: Path = Path("/sys")
+
+
+@dataclass(frozen=True, slots=True)
+class PowerSupply:
+    """Batteries and USB-PD ports."""
+
+    rate_hz: Positive = 1.0
+    sysfs: Path = Path("/sys")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Load, memory, disks and network of the host; `procfs` is another path in containers (/host/proc).
+
+    Processes get metrics of their own: those that this program started (the command of `record`) with
+    all their children, and those of `pids` and `cgroups` (paths below /sys/fs/cgroup).
+    """
+
+    rate_hz: Positive = 1.0
+    procfs: Path = Path("/proc")
+    sysfs: Path = Path("/sys")
+    pids: tuple[int, ...] = ()
+    cgroups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
     """`enabled`: the sources that `run` and `record` start."""
 
-    enabled: tuple[str, ...] = ("benchlab", "rapl", "host")
+    enabled: tuple[str, ...] = ("benchlab", "rapl", "drm", "hwmon", "power_supply", "host")
     benchlab: Benchlab = field(default_factory=Benchlab)
     rapl: Rapl = field(default_factory=Rapl)
+    hwmon: Hwmon = field(default_factory=Hwmon)
+    drm: Drm = field(default_factory=Drm)
+    power_supply: PowerSupply = field(default_factory=PowerSupply)
     host: Host = field(default_factory=Host)
 
 

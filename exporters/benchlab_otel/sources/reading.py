@@ -27,6 +27,7 @@ Reason = Literal[
     "absent",  # nothing there
     "busy",  # somebody else has it
     "unreadable",  # no permission
+    "asleep",  # switched off by its power management, and not woken to be read
     "unknown",  # there, but not what this source can read
     "lost",  # was there, and went away
     "late",  # no answer in time
@@ -39,12 +40,16 @@ Reason = Literal[
 
 
 class SourceError(Exception):
-    """Why there is no reading: a word for the metrics, a sentence, and the fix where there is one."""
+    """Why there is no reading: a word for the metrics, a sentence, and the fix where there is one.
 
-    def __init__(self, reason: Reason, message: str, fix: str = "") -> None:
+    `risk` says what the fix opens up, or why it is safe.
+    """
+
+    def __init__(self, reason: Reason, message: str, fix: str = "", risk: str = "") -> None:
         super().__init__(message)
         self.reason: Reason = reason
         self.fix = fix
+        self.risk = risk
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +69,10 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One value of a reading: its attribute of the sample span ("" = none) and its metric series."""
+    """One value of a reading: its attribute of the sample span ("" = none) and its metric series, if any."""
 
     key: str
-    metric: Metric
+    metric: Metric | None
     labels: Mapping[str, str]
 
 

@@ -1,0 +1,178 @@
+"""Files of /sys that are read again and again: what hwmon, GPUs and power supplies have in common.
+
+A file that can't be read or whose text makes no sense is an absent value: drivers answer so for a
+sensor that is not wired. When no file at all can be read any more, the device is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
+from benchlab_otel.timebase import anchor
+
+_LONGEST_TEXT = 1024
+
+# Sensors that are not wired say anything: 4.3 MW, -273 or 65262 °C have all been seen.
+VOLTS, AMPERES, WATTS, DEGREES, RPM = (-60.0, 500.0), (-2e3, 2e3), (0.0, 1e5), (-60.0, 300.0), (0.0, 1e5)
+ANY = (0.0, float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Sensor:
+    """One value: its files, and what their texts come to (`value` of as many bytes; ValueError: absent).
+
+    A slow one is read less often, and has no place in samples.
+    """
+
+    field: Field
+    files: tuple[Path, ...]
+    value: Callable[..., float]
+    slow: bool = False
+
+
+def scaled(factor: float, limits: tuple[float, float] = ANY) -> Callable[..., float]:
+    """The number in a text times `factor`; absent outside `limits`, or where a second text says fault."""
+
+    def value(text: bytes, fault: bytes = b"0") -> float:
+        number = float(text) * factor
+        if not limits[0] <= number <= limits[1] or int(fault):
+            raise ValueError(text)
+        return number
+
+    return value
+
+
+def text(path: Path) -> str:
+    """What a file says, "" where it can't be read."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def place(folder: Path) -> str:
+    """Where a device sits on its bus, which stays the same when kernels number differently.
+
+    The nearest parent that is on a bus, such as `0000:01:00.0` or `coretemp.0`; else the folder's name.
+    """
+    real = folder.resolve()
+    for parent in (real, *real.parents):
+        subsystem = parent / "subsystem"
+        if subsystem.is_symlink() and subsystem.readlink().parent.name == "bus":
+            return parent.name
+    return real.name
+
+
+def is_sysfs(tree: Path) -> bool:
+    """Whether a path is of the kernel's sysfs, wherever it is mounted: anything else is a fixture."""
+    device = tree.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return any(m[2] == number and m[m.index("-") + 1] == "sysfs" for m in mounts)
+
+
+class SensorReader:
+    """Reads the files of sensors; those that can't be opened are left out.
+
+    Counters begin at 0 when they are opened. SourceError "unreadable" where no file can be opened.
+    """
+
+    def __init__(self, device: Device, sensors: Sequence[Sensor], slow_s: float = 1.0) -> None:
+        self.device = device
+        self._offset_ns = anchor().offset_ns
+        self._slow_ns, self._slow_due = int(slow_s * 1e9), 0
+        self._files: dict[Path, int] = {}
+        there = [s for s in sensors if all(self._open(file) for file in s.files)]
+        if not self._files:
+            raise SourceError("unreadable", f"{device.description}: no sensor can be read")
+        self._fast = [s for s in there if not s.slow]
+        self._slow = [s for s in there if s.slow]
+        self._fast_files = self._files_of(self._fast)
+        self._slow_files = self._files_of(self._slow)
+        self._slow_values: list[float] = []
+        self._fields = [s.field for s in (*self._fast, *self._slow)]
+        kinds = [s.field.metric and s.field.metric.kind for s in self._fast]
+        self._counters = [i for i, kind in enumerate(kinds) if kind == "counter"]
+        self._first = self._last = np.full(len(self._counters), np.nan)
+
+    def read(self) -> Reply:
+        """All values, the slow ones only when it is time; SourceError when nothing can be read any more."""
+        if time.monotonic_ns() >= self._slow_due:
+            self._slow_values = _values(self._slow, _read(self._slow_files))
+            self._slow_due = time.monotonic_ns() + self._slow_ns
+        start = time.monotonic_ns()
+        texts = _read(self._fast_files)
+        end = time.monotonic_ns()
+        if texts and not any(texts.values()):
+            raise SourceError("lost", f"{self.device.description}: no sensor can be read any more")
+        return Reply(start + self._offset_ns, end + self._offset_ns, (texts, self._slow_values))
+
+    def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
+        """The values; SourceError where a counter fell."""
+        start, end = times(replies)
+        rows = [[*_values(self._fast, texts), *slow] for texts, slow in (reply.raw for reply in replies)]
+        values = np.array(rows, np.float64)
+        n = self._count_from_0(values) if self._counters else len(values)
+        if n:
+            yield Batch(start[:n], end[:n], self._fields, values[:n])
+        if n < len(values):
+            raise SourceError("reset", f"{self.device.description}: a counter began again")
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            with suppress(OSError):
+                os.close(file)
+        self._files = {}
+
+    def _open(self, path: Path) -> bool:
+        if path not in self._files:
+            try:
+                self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return False
+        return True
+
+    def _files_of(self, sensors: Sequence[Sensor]) -> dict[Path, int]:
+        return {file: self._files[file] for s in sensors for file in s.files}
+
+    def _count_from_0(self, values: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> int:
+        """Takes the first values off the counters, in place; how many rows came before one fell."""
+        for row in range(len(values)):
+            now = values[row, self._counters]
+            if (now < self._last).any():
+                return row
+            self._last = np.where(np.isnan(now), self._last, now)
+            self._first = np.where(np.isnan(self._first), now, self._first)
+            values[row, self._counters] = now - self._first
+        return len(values)
+
+
+def _read(files: dict[Path, int]) -> dict[Path, bytes | None]:
+    texts: dict[Path, bytes | None] = {}
+    for path, file in files.items():
+        try:
+            texts[path] = os.pread(file, _LONGEST_TEXT, 0)
+        except OSError:
+            texts[path] = None
+    return texts
+
+
+def _values(sensors: Sequence[Sensor], texts: dict[Path, bytes | None]) -> list[float]:
+    """One value a sensor, NaN is absent."""
+    values = []
+    for sensor in sensors:
+        parts = [texts[file] for file in sensor.files]
+        try:
+            values.append(float("nan") if None in parts else sensor.value(*parts))
+        except ValueError:
+            values.append(float("nan"))
+    return values
