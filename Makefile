@@ -28,9 +28,10 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What tests need from the system: Debian packages, where this user may install them.
+# What tests need from outside: Debian packages, where this user may install them, and a Collector, where Go is.
 system:
 	@tests/system.sh
+	@tests/stack.sh
 
 test: install system
 	@$(MAKE) --no-print-directory gstreamer lint
@@ -43,4 +44,4 @@ lock:
 	uv pip compile --universal --generate-hashes --no-header --group dev --all-extras -o requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .build build *.egg-info
