@@ -4,11 +4,14 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
+import tty
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import serial
+from benchlab_pycore.core import read_device, read_name, read_sensors, read_uid, translate_sensor_struct
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +19,7 @@ from benchlab_otel import sources, wire
 from benchlab_otel.config import Benchlab, Sources
 from benchlab_otel.simulate.device import Board, Emulator
 from benchlab_otel.simulate.truth import Load, Truth
-from benchlab_otel.sources import benchlab
+from benchlab_otel.sources import benchlab, benchlab_values
 from benchlab_otel.sources.reading import SourceError
 from benchlab_otel.timebase import anchor
 from conftest import wait_for
@@ -86,6 +89,91 @@ def test_every_contract_is_read(product_id, firmware):
     product = next(name for name, number in wire.PRODUCTS.items() if number == product_id)
     with Emulator(TRUTH, product, firmware) as emulator:
         assert read_once(emulator)["hw.temperature.chip"] == 41.0  # whole degrees in old firmware
+
+
+def named_as_the_vendor_does(values: dict[str, float]) -> dict[str, float]:
+    """Our values by the keys of pycore's `translate_sensor_struct`."""
+    named = {"Vdd": "hw.voltage.VDD", "Vref": "hw.voltage.VREF", "FanExtDuty": "hw.fan.speed_ratio.external"}
+    named |= {"Chip_Temp": "hw.temperature.chip", "Ambient_Temp": "hw.temperature.ambient"}
+    named |= {"Humidity": "hw.humidity.ambient", "SYS_Power": "hw.power.system"}
+    named |= {f"{d.upper()}_Power": f"hw.power.{d}" for d in ("cpu", "gpu", "mb")}
+    named |= {f"VIN_{n}": f"hw.voltage.VIN{n}" for n in range(13)}
+    for rail in (*wire.RAILS, *wire.WIRES):
+        named |= {f"{rail}_{q.title()}": f"hw.{q}.rail.{rail}" for q in ("voltage", "current", "power")}
+    for name in ("TS1", "TS2", "TS3", "TS4", "HPWR1_IN", "HPWR1_OUT", "HPWR2_IN", "HPWR2_OUT"):
+        named[f"TS_{name.removeprefix('TS')}"] = f"hw.temperature.{name}"
+    for n in range(1, 10):
+        fan = {"Duty": "speed_ratio", "RPM": "speed", "Status": "enabled"}
+        named |= {f"Fan{n}_{theirs}": f"hw.fan.{ours}.{n}" for theirs, ours in fan.items()}
+    scale = {"Humidity": 100.0, "FanExtDuty": 100.0} | {f"Fan{n}_Duty": 100.0 for n in range(1, 10)}
+    return {theirs: values[ours] * scale.get(theirs, 1.0) for theirs, ours in named.items() if ours in values}
+
+
+@pytest.mark.parametrize(("product_id", "firmware"), sorted(wire.available()))
+def test_the_vendors_client_and_ours_read_the_same_value_by_value(product_id, firmware):
+    product = next(name for name, number in wire.PRODUCTS.items() if number == product_id)
+    board = Board(
+        chip=61.0,
+        temperatures=[20.5, None, 99.9, -3.2, 45.6, 77.0, None, 12.3],
+        fans=[700 + n for n in range(9)],
+        inputs=[None if n == 4 else 0.5 + n / 8 for n in range(13)],
+        external_duty=0.35,
+    )
+    load = Load(base={rail: 10.0 + n * 1.7 for n, rail in enumerate(wire.RAILS)})
+    with Emulator(Truth(load), product, firmware, board=board) as emulator:
+        with contextlib.closing(open_reader(emulator)) as reader:
+            device = reader.device
+            ours = named_as_the_vendor_does(read_one(reader))
+        with serial.Serial(str(emulator.path), wire.BAUD_RATE, timeout=20) as port:
+            if emulator.layout.welcome_size == wire.LONG_WELCOME_SIZE:
+                port.read(wire.LONG_WELCOME_SIZE)
+            identity = read_device(port)
+            assert device.hw_id == f"benchlab-{read_uid(port)}"
+            assert read_name(port) in device.description
+            sensors = read_sensors(port, product_id=product_id, fw_version=firmware)
+    assert identity == {"VendorId": wire.VENDOR_ID, "ProductId": product_id, "FwVersion": firmware}
+    theirs = translate_sensor_struct(sensors, product_id, firmware)
+    assert theirs.keys() == ours.keys()
+    for key, value in theirs.items():
+        assert ours[key] == pytest.approx(float("nan") if value is None else value, nan_ok=True), key
+
+
+def test_switches_faults_identity_and_calibration_are_exported():
+    receiver = Receiver()
+    board = Board(fan_switch=1, rgb_switch=1, rgb_external=True, external_duty=0.4, faults={"otp_ts1"})
+    with Emulator(TRUTH, "benchlab2", board=board) as emulator, recording(emulator, receiver):
+        wait_for(lambda: receiver.samples() and receiver.values("hw.fault", {"hw.fault": "otp_ts1"}))
+        board.faults.clear()
+        live = {"hw.fault": "otp_ts1", "hw.state": "live"}
+        wait_for(lambda: receiver.values("hw.fault", live)[-1] == 0.0)
+        serial_number = emulator.uid.hex().upper()
+    assert receiver.values("hw.fault", live)[0] == 1.0
+    assert receiver.values("hw.fault", {"hw.fault": "otp_ts1", "hw.state": "latched"})[-2] == 1.0
+    assert set(receiver.values("hw.fault", {"hw.fault": "ocp_hpwr1"})) == {0.0, None}
+    at = {"hw.sensor_location": "fan_switch"}
+    shown = {state: receiver.values("hw.status", at | {"hw.state": state})[0] for state in POSITIONS}
+    assert shown == {"auto": 0.0, "50_percent": 1.0, "100_percent": 0.0}
+    assert receiver.values("hw.status", {"hw.state": "detected"})[0] == 1.0
+    assert receiver.values("hw.fan.enabled", {"hw.sensor_location": "1"})[0] == 1.0
+    assert receiver.values("hw.fan.enabled", {"hw.sensor_location": "9"})[0] == 0.0
+    assert receiver.values("hw.calibration", {"hw.state": "valid"})[0] == 1.0
+    info = {"hw.serial_number": serial_number, "hw.model": "BENCHLAB 2", "hw.firmware_version": "7"}
+    assert receiver.values("hw.info", info | {"hw.name": "SIMULATED", "hw.vendor": "BENCHLAB"})[0] == 1.0
+    first, last = receiver.samples()[0][1], receiver.samples()[-1][1]
+    assert (first["hw.fault.live"], last["hw.fault.live"], last["hw.fault.latched"]) == (2.0, 0.0, 2.0)
+    assert (first["hw.status.fan_switch"], first["hw.fan.speed_ratio.external"]) == (1.0, 0.4)
+
+
+POSITIONS = ("auto", "50_percent", "100_percent")
+
+
+def test_a_blank_calibration_is_not_valid():
+    receiver = Receiver()
+    with Emulator(TRUTH) as emulator:
+        emulator.memory.calibration = bytes(emulator.layout.calibration_size)
+        with recording(emulator, receiver):
+            wait_for(lambda: receiver.values("hw.calibration"))
+    assert receiver.values("hw.calibration", {"hw.state": "valid"})[0] == 0.0
 
 
 def test_samples_metrics_and_the_simulated_mark_reach_the_sink():
@@ -241,15 +329,30 @@ def test_a_path_that_is_no_device_says_so(path):
         benchlab.open_reader(Benchlab(), path)
 
 
-def test_something_that_is_no_benchlab_is_refused():
+@pytest.mark.parametrize("answer", [b"", b"ok\r\n>>> ", b"HELLO, I AM ANOTHER BOARD"])
+def test_another_board_with_the_same_usb_ids_gets_one_zero_byte_and_is_named(answer):
     master, slave = os.openpty()
+    tty.setraw(slave)
+    received = []
+
+    def board() -> None:
+        received.append(os.read(master, 4096))
+        os.write(master, answer)
+
+    thread = threading.Thread(target=board, daemon=True)
+    thread.start()
     try:
-        with pytest.raises(SourceError) as error:
-            benchlab.open_reader(Benchlab(timeout_s=0.1), os.ttyname(slave))
-        assert error.value.reason == "late"
+        with pytest.raises(SourceError, match="not a BENCHLAB") as error:
+            benchlab.open_reader(Benchlab(timeout_s=1.0), os.ttyname(slave))
+        assert error.value.reason == "unknown"
+        thread.join(30)
+        os.set_blocking(master, False)
+        with pytest.raises(OSError, match=r"temporarily unavailable|Input/output error"):
+            os.read(master, 4096)  # nothing more was sent
     finally:
         os.close(master)
         os.close(slave)
+    assert received == [b"\0"]
 
 
 @pytest.mark.parametrize("product", ["original", "benchlab2"])
@@ -261,9 +364,9 @@ def test_an_answer_out_of_step_by_any_number_of_bytes_is_implausible(product):
             port.write(bytes([wire.READ_SENSORS]))
             raw = port.read(layout.sensors.itemsize)
     shifted = [np.frombuffer(raw[by:] + raw[:by], layout.sensors) for by in range(len(raw))]
-    assert [by for by, row in enumerate(shifted) if not benchlab.implausible(row, layout)[1]] == [0]
+    assert [by for by, row in enumerate(shifted) if not benchlab_values.implausible(row, layout)[1]] == [0]
     together = np.concatenate([shifted[0], shifted[0], shifted[8], shifted[0], shifted[5]])
-    assert benchlab.implausible(together, layout)[0] == 2  # the first of them
+    assert benchlab_values.implausible(together, layout)[0] == 2  # the first of them
 
 
 @given(st.data())
@@ -271,9 +374,9 @@ def test_whatever_bytes_come_decoding_either_refuses_or_gives_possible_values(da
     layout = wire.layout(0x11, 7)
     raw = data.draw(st.binary(min_size=layout.sensors.itemsize, max_size=layout.sensors.itemsize))
     sensors = np.frombuffer(raw, layout.sensors)
-    if not benchlab.implausible(sensors, layout)[1]:
-        values = np.hstack([group.values(sensors) for group in benchlab.groups(layout)])
-        assert abs(values[0, 0]) <= benchlab.MAX_WATTS
+    if not benchlab_values.implausible(sensors, layout)[1]:
+        values = np.hstack([group.values(sensors) for group in benchlab_values.groups(layout)])
+        assert abs(values[0, 0]) <= benchlab_values.MAX_WATTS
 
 
 @pytest.mark.parametrize("product", ["original", "benchlab2"])

@@ -119,6 +119,7 @@ BASE_POWER_UNCERTAINTY = Metric(
 )
 METER_LAG_TIME = Metric("meter.lag", "s", "gauge", "How late a meter's readings are.", _DOMAIN)
 METER_WINDOW_TIME = Metric("meter.window", "s", "gauge", "Time that a meter averages over.", _DOMAIN)
+METER_REFRESH = Metric("meter.refresh", "s", "gauge", "Time between two new values of a meter.", _DOMAIN)
 PREDICTION_ERROR = Metric(
     "pipeline.energy.prediction.error",
     "1",
@@ -222,6 +223,13 @@ HW_FAULT = Metric(
     "updown",
     "1 where a device reports a fault (live) or did since it was cleared (latched).",
     ("hw.id", "hw.fault", "hw.state"),
+)
+HW_STATUS = Metric(
+    "hw.status",
+    "1",
+    "updown",
+    "1 for the state that a part is in (the position of a switch, a plug detected), else 0.",
+    ("hw.id", "hw.type", "hw.sensor_location", "hw.state"),
 )
 HW_INFO = Metric(
     "hw.info",

@@ -1,7 +1,8 @@
 """A BENCHLAB device on a pty: the far end of the real wire, for tests, the demo and trying.
 
-It answers what the exporters ask (see `wire`) and, like the device, nothing to anything else.
-Its name is SIMULATED, which is how a reader at the other end knows what it reads.
+It takes every command of its firmware's contract (settings: see `memory`) and, like the device,
+answers nothing to anything else. Its UID begins with SIMULATED, which is how a reader at the other
+end knows what it reads.
 
 From ORIGINAL firmware 5 and BENCHLAB 2 firmware 6 the device pushes a welcome when the port's RTS
 line rises. A pty has no such line, so the emulator pushes it when it sees the port opened, which
@@ -16,6 +17,7 @@ import select
 import tempfile
 import time
 import tty
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,12 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchlab_otel import wire
+from benchlab_otel.simulate.memory import Memory
 from benchlab_otel.simulate.truth import Truth
 from benchlab_otel.timebase import anchor
 
 _OPEN_POLL_S = 0.005
 _PLUG_POLL_MS = 20  # how late the thread may notice `unplug` and `stop`
 _VIN = 13
+_RESET_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,12 @@ class Board:
     fans: list[int] = field(default_factory=lambda: [1200, 900])
     fan_duty: int = 60
     inputs: list[float | None] = field(default_factory=lambda: [1.25])
+    fan_switch: int = 0  # position: 0 auto, 1 half, 2 full
+    rgb_switch: int = 0
+    rgb_external: bool = False
+    external_duty: float | None = None  # 0..1, of a fan signal from outside
+    faults: set[str] = field(default_factory=set)  # live now; each is latched too
+    latched: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -102,10 +112,11 @@ class Emulator:
         self.meter = meter or Meter()
         self.board = board or Board()
         self.faults = Faults()
-        self.calibration = bytes(self.layout.calibration_size)
+        self.memory = Memory(self.layout, wire.SIMULATED_NAME)
         self.requests = 0
+        self.opcodes: Counter[int] = Counter()  # of all requests
         self._random = np.random.default_rng(seed)
-        self.uid = self._random.bytes(wire.UID_SIZE)
+        self.uid = wire.SIMULATED_UID + self._random.bytes(wire.UID_SIZE - len(wire.SIMULATED_UID))
         self._own_folder = None if path else tempfile.TemporaryDirectory(prefix="benchlab-emulator-")
         self.path = path or Path(self._own_folder.name if self._own_folder else "") / "ttyBENCHLAB"
         self._master: int | None = None  # this and the link are touched by the emulator's thread only
@@ -116,8 +127,6 @@ class Emulator:
         self._answers: dict[int, Callable[[], bytes]] = {
             wire.WELCOME: self._welcome,
             wire.READ_SENSORS: self._sensors,
-            wire.READ_NAME: self._name,
-            wire.READ_CALIBRATION: lambda: self.calibration,
             wire.READ_UID: lambda: self.uid,
             wire.READ_VENDOR_DATA: self._vendor_data,
         }
@@ -204,22 +213,44 @@ class Emulator:
         events = dict(poll.poll(_PLUG_POLL_MS if opened else 0)).get(self._master, 0)
         if events & select.POLLHUP:
             return b"", False
-        return (os.read(self._master, 4096) if events & select.POLLIN else b""), True
+        request = os.read(self._master, 4096) if events & select.POLLIN else b""
+        while request and not self.memory.whole(request) and poll.poll(_PLUG_POLL_MS):
+            request += os.read(self._master, 4096)
+        return request, True
 
     def _serve(self, request: bytes) -> None:
         """Answers one packet; the firmware checks its length and ignores what is wrong."""
         arrived = time.monotonic()
         self.requests += 1
-        answer = self._answers.get(request[0])
-        if self.faults.silent or answer is None or len(request) != 1:
+        self.opcodes[request[0]] += 1
+        if self.faults.silent:
+            return
+        if request[0] in (wire.RESET, wire.BOOTLOADER) and request[0] in self.layout.commands:
+            self._restart(request[0])
             return
         delay = self.meter.delay + self.meter.jitter * self._random.random()
         self._stop.wait(delay / 2)
-        reply = self._spoil(answer())
-        self._stop.wait(max(0.0, arrived + delay + self.faults.late - time.monotonic()))
-        self._write(reply)
+        if reply := self._spoil(self._answer(request)):
+            self._stop.wait(max(0.0, arrived + delay + self.faults.late - time.monotonic()))
+            self._write(reply)
+
+    def _answer(self, request: bytes) -> bytes:
+        measured = self._answers.get(request[0])
+        if measured is None:
+            return self.memory.command(request)
+        self.memory.status = wire.OK if len(request) == 1 else wire.BAD_LENGTH
+        return measured() if len(request) == 1 else b""
+
+    def _restart(self, opcode: int) -> None:
+        """A reset takes the port away for a moment, the bootloader until the device is plugged in again."""
+        self.memory.reset()
+        self._close()
+        self._plugged = opcode == wire.RESET
+        self._stop.wait(_RESET_S)
 
     def _spoil(self, reply: bytes) -> bytes:
+        if not reply:
+            return reply
         if self.faults.garbled == "noise":
             reply = self._random.bytes(len(reply))
         elif self.faults.garbled == "shifted":
@@ -241,9 +272,6 @@ class Emulator:
         if self.layout.welcome_size < wire.LONG_WELCOME_SIZE:
             return wire.GREETING.ljust(self.layout.welcome_size, b"\0")
         return self.layout.product.encode().ljust(self.layout.welcome_size, b"\0")
-
-    def _name(self) -> bytes:
-        return wire.SIMULATED_NAME.encode().ljust(wire.NAME_SIZE, b"\0")
 
     def _vendor_data(self) -> bytes:
         return bytes([wire.VENDOR_ID, self.layout.product_id, self.layout.firmware])
@@ -274,9 +302,18 @@ class Emulator:
         row["Tchip"] = round(board.chip / self.layout.chip_degrees)
         row["Ts"] = _inputs(board.temperatures, 10, len(self.layout.temperatures))
         row["Tamb"], row["Hum"] = round(board.ambient * 10), round(board.humidity * 1000)
-        row["FanExtDuty"] = wire.NO_EXTERNAL_DUTY
+        row["FanSwitchStatus"], row["RGBSwitchStatus"] = board.fan_switch, board.rgb_switch
+        row["RgbExtStatus"] = board.rgb_external
+        duty = board.external_duty
+        row["FanExtDuty"] = wire.NO_EXTERNAL_DUTY if duty is None else round(duty * 100)
+        if self.layout.faults:
+            board.latched |= board.faults
+            row["FaultStatus"], row["FaultLog"] = self._bits(board.faults), self._bits(board.latched)
         for i, rpm in enumerate(board.fans):
             row["Fans"][i] = (1, board.fan_duty, rpm)
+
+    def _bits(self, faults: set[str]) -> int:
+        return sum(1 << self.layout.faults.index(fault) for fault in faults)
 
 
 def _inputs(values: list[float | None], scale: float, count: int) -> list[int]:

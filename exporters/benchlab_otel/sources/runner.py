@@ -264,5 +264,5 @@ def _points(batch: Batch, since_ns: int) -> list[Point]:
     return [
         Point(f.metric, dict(f.labels), value, time_ns, starts.get(f.metric.kind, 0))
         for f, value in zip(batch.fields, batch.values[-1].tolist(), strict=True)
-        if not math.isnan(value)
+        if f.metric and not math.isnan(value)
     ]
