@@ -65,8 +65,9 @@ def as_json(body: bytes) -> bytes:
     for group in tree["resourceSpans"]:
         for scope in group["scopeSpans"]:
             for span in scope["spans"]:
-                for key in ("traceId", "spanId"):
-                    span[key] = base64.b64decode(span[key]).hex()
+                for key in ("traceId", "spanId", "parentSpanId"):
+                    if key in span:
+                        span[key] = base64.b64decode(span[key]).hex()
     return json.dumps(tree).encode()
 
 
@@ -90,10 +91,10 @@ RECORD: dict[str, Callable[[bytes], bytes]] = {
 FORMATS = pytest.mark.parametrize("form", RECORD)
 
 
-def read(*paths: Path) -> tuple[list[int], list[Fault]]:
+def read(*paths: Path, as_arrived: bool = False) -> tuple[list[int], list[Fault]]:
     faults: list[Fault] = []
-    found = [number for spans in read_spans(paths, faults) for number in spans.span.tolist()]
-    return found, faults
+    blocks = read_spans(paths, faults, as_arrived=as_arrived)
+    return [number for spans in blocks for number in spans.span.tolist()], faults
 
 
 def numbers_of(bodies: list[bytes]) -> list[int]:
@@ -175,12 +176,14 @@ def test_garbled_middle_costs_only_what_is_garbled(form: str, tmp_path: Path) ->
         data = bytearray(b"".join(records))
         data[begin + at] ^= chance.randrange(1, 256)
         path.write_bytes(data)
-        found, faults = read(path)
+        found, faults = read(path, as_arrived=True)
         assert found[:20] == ALL[:20], at
         assert found[-10:] == ALL[30:40], at
         for fault in faults:
             assert fault.file == str(path)
             assert not fault.at_end
+            if "without a valid trace and span id" in fault.reason:
+                continue
             assert 0 < fault.lost_bytes <= len(data) - begin
             if "native" not in form:
                 assert begin <= fault.offset < begin + len(records[2])

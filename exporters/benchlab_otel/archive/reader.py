@@ -2,54 +2,89 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from benchlab_otel.archive.order import in_time
 from benchlab_otel.archive.records import Fault, Record, read_records
 from benchlab_otel.model import Spans
-from benchlab_otel.otlp.decode import concatenate, decode_traces
+from benchlab_otel.otlp.decode import decode_traces, take
 from benchlab_otel.otlp.json import traces_to_protobuf
+from benchlab_otel.otlp.json_spans import decode_json_traces
 
 BLOCK_BYTES = 4 << 20  # records are decoded together up to this size: one pass over many small requests
-BLOCK_SPANS = 40_000  # the same for records of several files
+OTHER_SIGNALS = (b'{"resourceMetrics"', b'{"resourceLogs"', b'{"resourceProfiles"')
 
 
 def read_spans(
     paths: Sequence[Path],
     faults: list[Fault],
     *,
+    as_arrived: bool = False,
     links: bool = False,
+    attributes: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Spans]:
-    """The spans of the files, in blocks, in the order of the records in each.
+    """The spans of the files, in blocks, by time; repeats (same trace and span id) come once.
 
-    Several files (rotated, or one for each sender) are read side by side, whichever record begins
-    first in time comes first. What can't be read is passed over and noted in `faults`; `progress` is
-    told the bytes of each decoded block. Raises OSError where a file can't be opened.
+    One file `as_arrived` keeps its order and its repeats, as a session does, so that it aligns to the
+    same figures as it did live. Files (rotated, or one for each sender) may be given in any order; see
+    `order.in_time` for how far out of order their spans may be. Without `attributes` the spans have
+    none, which is faster to read. What can't be read is passed over and noted in `faults`; `progress`
+    is told the bytes of each decoded block. Raises OSError where a file can't be opened.
     """
-    told = progress or (lambda size: None)
-    if len(paths) == 1:
-        for block in _blocks(read_records(paths[0], faults)):
-            yield from _decode(block, paths[0], faults, links)
-            told(sum(len(record.body) for record in block))
+    reading = _Reading(faults, links, attributes, progress or (lambda size: None))
+    if as_arrived and len(paths) == 1:
+        yield from _spans(paths[0], reading)
         return
-    files = [_in_time(path, faults, links) for path in paths]
-    waiting: list[Spans] = []
-    for _, size, spans in heapq.merge(*files, key=lambda entry: entry[0]):
-        waiting.append(spans)
-        told(size)
-        if sum(map(len, waiting)) >= BLOCK_SPANS:
-            yield concatenate(waiting)
-            waiting = []
-    if waiting:
-        yield concatenate(waiting)
+    beginnings = {path: _begin(path) for path in paths}
+    in_turn = sorted(paths, key=lambda path: beginnings[path])
+    files = [(beginnings[path], _spans(path, reading)) for path in in_turn]
+    late = 0
+    for spans, late_now in in_time(files):
+        late += late_now
+        yield spans
+    if late:
+        reason = f"{late} spans are further out of order than can be sorted; what comes too late is counted"
+        faults.append(Fault(", ".join(map(str, paths)), 0, reason, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What is wanted of the spans, and where is told what comes of it."""
+
+    faults: list[Fault]
+    links: bool
+    attributes: bool
+    progress: Callable[[int], None]
+
+
+def _begin(path: Path) -> int:
+    """When the first spans of a file begin (Unix ns), 0 where it has none."""
+    found = _Reading([], False, False, lambda size: None)
+    for record in read_records(path, found.faults):
+        for spans in _decode([record], path, found):
+            known = spans.start[spans.start > 0]
+            if len(known):
+                return int(known.min())
+    return 0
+
+
+def _spans(path: Path, reading: _Reading) -> Iterator[Spans]:
+    for block in _blocks(read_records(path, reading.faults)):
+        yield from _decode(block, path, reading)
+        reading.progress(sum(len(record.body) for record in block))
 
 
 def _blocks(records: Iterator[Record]) -> Iterator[list[Record]]:
     block: list[Record] = []
     size = 0
     for record in records:
+        if record.json and record.body.startswith(OTHER_SIGNALS):
+            continue  # the Collector can write all signals into one file
         block.append(record)
         size += len(record.body)
         if size >= BLOCK_BYTES:
@@ -59,28 +94,40 @@ def _blocks(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield block
 
 
-def _in_time(path: Path, faults: list[Fault], links: bool) -> Iterator[tuple[int, int, Spans]]:
-    """(when it begins, bytes, spans) of each record; the time never falls within a file."""
-    latest = 0
-    for record in read_records(path, faults):
-        for spans in _decode([record], path, faults, links):
-            known = spans.start[spans.start > 0]
-            latest = max(latest, int(known.min()) if len(known) else 0)
-            yield latest, len(record.body), spans
-
-
-def _decode(block: list[Record], path: Path, faults: list[Fault], links: bool) -> Iterator[Spans]:
-    """All records at once (concatenated requests are one request); one by one if one is garbled."""
+def _decode(block: list[Record], path: Path, reading: _Reading) -> Iterator[Spans]:
+    """All records at once (concatenated requests are one request); in halves if one is garbled."""
     try:
-        yield decode_traces(b"".join(map(_protobuf, block)), links=links)
+        yield _with_ids(_together(block, reading), block, path, reading.faults)
     except ValueError as error:
         if len(block) == 1:
-            faults.append(Fault(str(path), block[0].offset, str(error), block[0].size))
+            record = block[0]
+            reading.faults.append(Fault(str(path), record.offset, str(error), record.size, line=record.line))
             return
         middle = len(block) // 2
-        yield from _decode(block[:middle], path, faults, links)
-        yield from _decode(block[middle:], path, faults, links)
+        yield from _decode(block[:middle], path, reading)
+        yield from _decode(block[middle:], path, reading)
+
+
+def _together(block: list[Record], reading: _Reading) -> Spans:
+    if not reading.links and all(record.json for record in block):
+        return decode_json_traces([record.body for record in block], attributes=reading.attributes)
+    spans = decode_traces(b"".join(map(_protobuf, block)), links=reading.links)
+    if not reading.attributes:
+        spans.attributes = {}
+    return spans
 
 
 def _protobuf(record: Record) -> bytes:
     return traces_to_protobuf(record.body) if record.json else record.body
+
+
+def _with_ids(spans: Spans, block: list[Record], path: Path, faults: list[Fault]) -> Spans:
+    """Without the spans that have no valid ids, which receivers refuse too."""
+    valid = spans.trace.any(axis=1) & (spans.span != 0)
+    if valid.all():
+        return spans
+    reason = (
+        f"{int((~valid).sum())} spans without a valid trace and span id (in {len(block)} records from here)"
+    )
+    faults.append(Fault(str(path), block[0].offset, reason, 0, line=block[0].line))
+    return take(spans, np.flatnonzero(valid))

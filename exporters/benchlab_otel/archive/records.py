@@ -41,9 +41,11 @@ class Fault:
     reason: str
     lost_bytes: int
     at_end: bool = False  # the last record is cut off, as it is while a file is being written
+    line: int = 0  # of JSON lines, from 1
 
     def __str__(self) -> str:
-        return f"{self.file}: byte {self.offset}: {self.reason}; {self.lost_bytes} bytes passed over"
+        place = f"line {self.line}, byte {self.offset}" if self.line else f"byte {self.offset}"
+        return f"{self.file}: {place}: {self.reason}; {self.lost_bytes} bytes passed over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Record:
     size: int
     body: bytes
     json: bool
+    line: int = 0  # of JSON lines, from 1
 
 
 def compressor() -> zstandard.ZstdCompressor:
@@ -95,12 +98,12 @@ _HEAD = 1 << 16  # even where the first record is damaged a later one shows the 
 
 def _lines(stream: BinaryIO | io.BufferedIOBase, name: str, faults: list[Fault]) -> Iterator[Record]:
     offset = 0
-    for line in stream:
+    for number, line in enumerate(stream, 1):
         text = line.strip()
         if text and not line.endswith(b"\n") and not _is_json(text):
-            faults.append(Fault(name, offset, CUT_OFF, len(line), at_end=True))
+            faults.append(Fault(name, offset, CUT_OFF, len(line), at_end=True, line=number))
         elif text:
-            yield Record(offset, len(line), text, json=True)
+            yield Record(offset, len(line), text, json=True, line=number)
         offset += len(line)
 
 

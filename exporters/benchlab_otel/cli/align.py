@@ -50,7 +50,8 @@ def command(
         raise UserError("align FILES needs --out FILE, where the energy spans go")
     found = [find(name, settings.session.data_dir) for name in files]
     paths = [path for s in found for path in s.traces]
-    whole = Session(paths[0] if paths else Path(), None, paths, [])
+    one = found[0] if len(found) == 1 else None
+    whole = one or Session(paths[0] if paths else Path(), None, paths, [])
     faults: list[Fault] = []
     state = Aligner(lateness_ns=int(settings.align.lateness_s * 1e9), keep_ns=KEEP_NS)
     resource = resource_of({"service.name": "benchlab-otel"})

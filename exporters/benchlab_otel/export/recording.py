@@ -115,7 +115,8 @@ def align_session(
     state: Aligner, session: Session, faults: list[Fault], progress: Callable[[int], None] | None = None
 ) -> Iterator[Aligned]:
     """The session's frames with their energy, block by block; memory does not grow with its length."""
-    for spans in read_spans(session.traces, faults, progress=progress):
+    as_arrived = session.manifest is not None  # as it was live, so that the figures are the same
+    for spans in read_spans(session.traces, faults, as_arrived=as_arrived, progress=progress):
         yield from align(state, spans)
     yield from close(state)
 

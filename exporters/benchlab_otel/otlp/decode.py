@@ -40,7 +40,7 @@ def decode_traces(body: bytes, *, links: bool = False) -> Spans:
     if n:
         offsets, lengths = np.array(found.offsets, np.int64), np.array(found.lengths, np.int64)
         raw = np.frombuffer(body, np.uint8)
-        for length, rows in _by_value(lengths):
+        for length, rows in by_value(lengths):
             _decode_length(raw, body, offsets, length, rows, builder)
     resource = np.repeat(np.array(found.resource, np.int32), found.counts)
     return builder.finish(resource, found.resources)
@@ -76,13 +76,13 @@ def concatenate(blocks: Sequence[Spans]) -> Spans:
         resource=_join(resource_columns, np.int32),
         names=list(names),
         resources=resources,
-        attributes={key: _column(found) for key, found in parts.items()},
+        attributes={key: merge_parts(found) for key, found in parts.items()},
         links=links,
     )
 
 
 def take(spans: Spans, rows: Int) -> Spans:
-    """The given rows (ascending) of `spans`."""
+    """The given rows of `spans`, each at most once, in the order given."""
     place = np.full(len(spans), -1, np.int64)
     place[rows] = np.arange(len(rows))
     attributes = {}
@@ -90,7 +90,7 @@ def take(spans: Spans, rows: Int) -> Spans:
         target = place[column.rows]
         kept = target >= 0
         if kept.any():
-            attributes[key] = Column(target[kept], column.values[kept])
+            attributes[key] = _ascending(target[kept], column.values[kept])
     return Spans(
         trace=spans.trace[rows],
         span=spans.span[rows],
@@ -105,6 +105,13 @@ def take(spans: Spans, rows: Int) -> Spans:
         attributes=attributes,
         links={int(place[r]): v for r, v in spans.links.items() if place[r] >= 0},
     )
+
+
+def _ascending(rows: Int, values: NDArray[Any]) -> Column:
+    if (rows[1:] > rows[:-1]).all():
+        return Column(rows, values)
+    order = np.argsort(rows)
+    return Column(rows[order], values[order])
 
 
 def _intern(resources: list[dict[str, Any]], resource: dict[str, Any]) -> int:
@@ -148,7 +155,7 @@ def _find_spans(body: bytes) -> _Found:
                 _find_in_scope(body, inner_start, inner_end, found)
         if raw not in codes:
             codes[raw] = len(codes)
-            found.resources.append(_resource(raw, start))
+            found.resources.append(resource_attributes(raw, start))
         found.resource.append(codes[raw])
         found.counts.append(len(found.offsets) - before)
     return found
@@ -250,7 +257,8 @@ def _skip(body: bytes, pos: int, end: int) -> int:
         pos = after
 
 
-def _resource(raw: bytes, offset: int) -> dict[str, Any]:
+def resource_attributes(raw: bytes, offset: int) -> dict[str, Any]:
+    """The attributes of a serialized Resource; ValueError, with the offset, where it is none."""
     try:
         return {kv.key: _plain(kv.value) for kv in Resource.FromString(raw).attributes}
     except DecodeError as error:
@@ -626,12 +634,12 @@ class _Builder:
             resource=resource,
             names=list(self.names),
             resources=resources,
-            attributes={key: _column(parts) for key, parts in self.parts.items()},
+            attributes={key: merge_parts(parts) for key, parts in self.parts.items()},
             links=self.links,
         )
 
 
-def _column(parts: list[tuple[Int, NDArray[Any]]]) -> Column:
+def merge_parts(parts: list[tuple[Int, NDArray[Any]]]) -> Column:
     """The parts of one attribute, rows ascending; values of different types become objects."""
     if len(parts) == 1:
         return Column(*parts[0])
@@ -648,7 +656,7 @@ def _column(parts: list[tuple[Int, NDArray[Any]]]) -> Column:
     return Column(rows[last], values[last])
 
 
-def _by_value(values: Int) -> Iterable[tuple[int, Int]]:
+def by_value(values: Int) -> Iterable[tuple[int, Int]]:
     """(value, indices ascending) for each distinct value."""
     if (values == values[0]).all():
         return [(int(values[0]), np.arange(len(values)))]

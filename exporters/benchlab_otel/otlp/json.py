@@ -20,6 +20,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import EncodeError, Message
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 _IDS = {"trace_id", "span_id", "parent_span_id"}
 _INTEGER = re.compile(r"-?[0-9]{1,20}\Z")
@@ -47,6 +48,11 @@ def traces_to_protobuf(line: bytes) -> bytes:
 def metrics_to_protobuf(line: bytes) -> bytes:
     """As `traces_to_protobuf`, for an ExportMetricsServiceRequest (= MetricsData)."""
     return _to_protobuf(line, ExportMetricsServiceRequest())
+
+
+def resource_to_protobuf(text: bytes) -> bytes:
+    """As `traces_to_protobuf`, for a Resource."""
+    return _to_protobuf(text, Resource())
 
 
 def _to_protobuf(line: bytes, message: Message) -> bytes:
