@@ -129,12 +129,20 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class Nvml:
+    """NVIDIA GPUs: energy and power at `rate_hz`, all else once a second."""
+
+    rate_hz: Positive = 50.0
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
     """`enabled`: the sources that `run` and `record` start."""
 
     enabled: tuple[str, ...] = ("benchlab", "rapl", "drm", "hwmon", "power_supply", "host")
     benchlab: Benchlab = field(default_factory=Benchlab)
     rapl: Rapl = field(default_factory=Rapl)
+    nvml: Nvml = field(default_factory=Nvml)
     hwmon: Hwmon = field(default_factory=Hwmon)
     drm: Drm = field(default_factory=Drm)
     power_supply: PowerSupply = field(default_factory=PowerSupply)

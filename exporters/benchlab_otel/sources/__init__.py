@@ -22,7 +22,7 @@ from benchlab_otel.sources.runner import Health, Runner
 from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE, anchor
 
-NAMES = ("benchlab", "rapl", "drm", "hwmon", "power_supply", "host")
+NAMES = ("benchlab", "rapl", "nvml", "drm", "hwmon", "power_supply", "host")
 
 
 class Source(Protocol):

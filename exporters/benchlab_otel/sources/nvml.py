@@ -1,0 +1,254 @@
+"""NVIDIA GPUs by NVML, a part of NVIDIA's driver: energy and power at the sample rate, the rest each second.
+
+A GPU's domain (`gpu`, or `gpu-0`, `gpu-1`… by NVML's index where there are several) is its energy
+counter: it misses nothing between two readings. GPUs without one (before Volta, some laptops) have
+their power there. `hw.power.<domain>.instant` and `….average` are the powers that the driver tells
+apart; an old driver tells only one, which is a mean over a second from Ampere on (GA100 excepted) and
+the present power before. All stand still between refreshes, every 20 to 100 ms; how long is measured
+(`meter.refresh`), and the aligner knows repeated readings. The length of a sample is the time that the
+call for the domain's value took. The counter counts since the driver was loaded, and NVML doesn't tell
+when that was.
+
+With MIG on, NVML has power and energy of the whole card only; memory and processes are told for each
+instance, under the instance's own id. A GPU that falls off the bus ends its own readings only.
+
+Reference: https://docs.nvidia.com/deploy/nvml-api (nvmlDeviceGetPowerUsage, field value enums).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pynvml
+
+from benchlab_otel import contract, wire
+from benchlab_otel.config import Nvml
+from benchlab_otel.contract import Metric
+from benchlab_otel.model import Bool, Float, Int, Scalar
+from benchlab_otel.sources.nvml_calls import failure, field_values, optional
+from benchlab_otel.sources.nvml_state import Gpu, State, hw_id, mig_instances
+from benchlab_otel.sources.reading import Batch, Device, Field, Reason, Reply, SourceError, times
+from benchlab_otel.timebase import anchor
+
+METRICS = (
+    *(contract.HW_ENERGY, contract.HW_POWER, contract.METER_REFRESH, contract.HW_POWER_LIMIT),
+    *(contract.HW_TEMPERATURE, contract.HW_TEMPERATURE_LIMIT, contract.HW_FAN_SPEED_RATIO),
+    *(contract.HW_FAN_SPEED, contract.HW_ERRORS, contract.HW_INFO, contract.GPU_UTILIZATION),
+    *(contract.GPU_MEMORY_USAGE, contract.GPU_MEMORY_LIMIT, contract.GPU_PROCESS_MEMORY),
+    *(contract.GPU_CLOCK, contract.GPU_CLOCK_LIMIT, contract.GPU_THROTTLE, contract.GPU_PCIE),
+    *(contract.GPU_PCIE_GENERATION, contract.GPU_PCIE_WIDTH),
+)
+MAX_WATTS = 5000.0  # more than any card
+STILL_S = 1.0  # a step of the counter may have gathered for that much longer than between two reads
+AVERAGED_NS = 1_000_000_000  # what nvmlDeviceGetPowerUsage averages over from Ampere on
+_POWERS = {
+    "instant": pynvml.NVML_FI_DEV_POWER_INSTANT,
+    "average": pynvml.NVML_FI_DEV_POWER_AVERAGE,
+}
+
+
+def addresses(settings: Nvml) -> list[str]:
+    """The UUID of each GPU, or its index where it tells none; "", the first to come, where there are none."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return [""]
+    try:
+        return [_address(index) for index in range(pynvml.nvmlDeviceGetCount())] or [""]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _address(index: int) -> str:
+    try:
+        return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))
+    except pynvml.NVMLError:  # opening it tells why
+        return str(index)
+
+
+def open_reader(settings: Nvml, address: str) -> NvmlReader:
+    """Opens a GPU; SourceError names the fix where there is no driver or the GPU is gone."""
+    what = f"GPU {address}" if address else "GPU"
+    try:
+        pynvml.nvmlInit()  # counted by the library: each reader has its own
+    except pynvml.NVMLError as error:
+        raise failure(error, what) from None
+    try:
+        return NvmlReader(_handle(address), what)
+    except pynvml.NVMLError as error:
+        pynvml.nvmlShutdown()
+        raise failure(error, what) from None
+    except SourceError:
+        pynvml.nvmlShutdown()
+        raise
+
+
+def _handle(address: str) -> Any:
+    if not pynvml.nvmlDeviceGetCount():
+        raise SourceError("absent", "the NVIDIA driver has no GPU", "`lspci -d 10de:` should list it")
+    if address.startswith("GPU-"):
+        return pynvml.nvmlDeviceGetHandleByUUID(address)
+    return pynvml.nvmlDeviceGetHandleByIndex(int(address or 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """A call that tells energy or power of a GPU: the names of its values (mJ or mW)."""
+
+    names: tuple[str, ...]
+    call: Callable[[], tuple[float, ...]]
+
+
+def meters(handle: Any) -> list[Meter]:
+    """What there is to read at the sample rate, the best first: energy, present power, mean power."""
+    found = []
+    if optional(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle) is not None:
+        found.append(Meter(("energy",), lambda: (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle),)))
+    told = tuple(name for name, field in _POWERS.items() if optional(field_values, handle, [field]))
+    if told:
+        found.append(Meter(told, partial(field_values, handle, [_POWERS[name] for name in told])))
+    elif optional(pynvml.nvmlDeviceGetPowerUsage, handle) is not None:
+        averaged = (optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle) or (0, 0)) > (8, 0)
+        name = "average" if averaged else "instant"
+        found.append(Meter((name,), lambda: (pynvml.nvmlDeviceGetPowerUsage(handle),)))
+    return found
+
+
+class NvmlReader:
+    """One GPU. Not for two threads; NVML is initialized, and `close` ends that."""
+
+    def __init__(self, handle: Any, what: str) -> None:
+        uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+        domain = "gpu" if pynvml.nvmlDeviceGetCount() == 1 else f"gpu-{pynvml.nvmlDeviceGetIndex(handle)}"
+        card = Gpu(handle, hw_id(uuid), domain)
+        found = meters(handle)
+        self._what = what
+        self._offset = anchor()
+        self._first, self._rest = ([m.call for m in found] + [tuple, tuple])[:2]
+        self._names = [name for meter in found for name in meter.names]
+        self._fields = _fields(card, self._names)
+        self._last_ns, self._last_j = 0, math.nan
+        self._refresh = Refresh()
+        self.device = Device(
+            card.hw_id,
+            "gpu",
+            f"{name}, driver {pynvml.nvmlSystemGetDriverVersion()}, {_by(self._names, card)}",
+            simulated=name.startswith(wire.SIMULATED_NAME),
+            attributes=_window(self._names),
+        )
+        self._state = State(card)
+
+    def read(self) -> Reply:
+        """Energy and power; SourceError when the GPU is gone or doesn't tell what it told before."""
+        try:
+            self._state.check()
+            start = self._offset.now_ns()
+            raw = self._first()
+            end = self._offset.now_ns()
+            return Reply(start, end, raw + self._rest())
+        except pynvml.NVMLError as error:
+            raise failure(error, self._what) from None
+
+    def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
+        """Energy and power of each reply, with the newest state; SourceError where a value can't be."""
+        start, end = times(replies)
+        values = np.array([reply.raw for reply in replies], np.float64).reshape(len(replies), -1) * 1e-3
+        n, error = self._judge(start, values)
+        if n:
+            refresh = self._refresh.update(start[:n], values[:n, :1])
+            state = self._state.latest()
+            fields = [*self._fields, *(Field("", metric, labels) for metric, labels, _ in state)]
+            slow = np.array([refresh, *(value for *_, value in state)])
+            yield Batch(
+                start[:n], end[:n], fields, np.hstack([values[:n], np.broadcast_to(slow, (n, len(slow)))])
+            )
+        if error:
+            raise error
+
+    def close(self) -> None:
+        """Lets go of the GPU."""
+        self._state.close()
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+    def _judge(self, start: Int, values: Float) -> tuple[int, SourceError | None]:
+        """How many readings can be, and what is wrong with the one after them."""
+        is_energy = np.array([name == "energy" for name in self._names], bool)
+        energy = values[:, is_energy]
+        steps = np.diff(energy, axis=0, prepend=np.full((1, energy.shape[1]), self._last_j))
+        most = (np.diff(start, prepend=self._last_ns)[:, None] * 1e-9 + STILL_S) * MAX_WATTS
+        checks: list[tuple[Bool, Reason, str]] = [
+            (steps < 0, "reset", "the energy counter began again"),
+            (steps > most, "implausible", f"energy rose by more than {MAX_WATTS} W"),
+            (values[:, ~is_energy] > MAX_WATTS, "implausible", f"a power above {MAX_WATTS} W"),
+        ]
+        wrong = [(int(np.argwhere(w)[0, 0]), reason, text) for w, reason, text in checks if w.any()]
+        if wrong:
+            n, reason, text = min(wrong)
+            return n, SourceError(reason, f"{self._what}: {text}")
+        if is_energy.any():
+            self._last_ns, self._last_j = int(start[-1]), float(energy[-1, 0])
+        return len(values), None
+
+
+class Refresh:
+    """How long a meter shows the same value: the mean time between its last changes."""
+
+    LEAST, MOST = 8, 64  # changes
+    SLOWER = 1.25  # polls a change; a meter that is not slower than the polls can't be timed by them
+
+    def __init__(self) -> None:
+        self._last = math.nan
+        self._polls = 0
+        self._changes: deque[tuple[int, int]] = deque(maxlen=self.MOST + 1)  # number of the poll, its time
+
+    def update(self, time_ns: Int, values: Float) -> float:
+        """Takes in (n, 1) values, or (n, 0) of a GPU without a meter; seconds, NaN where not known."""
+        for time, value in zip(time_ns.tolist(), values.ravel().tolist(), strict=False):
+            self._polls += 1
+            if value != self._last:
+                self._changes.append((self._polls, time))
+                self._last = value
+        changes = len(self._changes) - 1
+        if changes < self.LEAST:
+            return math.nan
+        (first_poll, first), (last_poll, last) = self._changes[0], self._changes[-1]
+        if last_poll - first_poll < self.SLOWER * changes:
+            return math.nan
+        return (last - first) * 1e-9 / changes
+
+
+def _fields(card: Gpu, names: Sequence[str]) -> list[Field]:
+    """The first value is the domain's own, which has no name of its own in it."""
+    fields = []
+    for i, name in enumerate(names):
+        metric: Metric = contract.HW_ENERGY if name == "energy" else contract.HW_POWER
+        prefix = contract.ENERGY_PREFIX if name == "energy" else contract.POWER_PREFIX
+        location = f"{card.name}.{name}" if i else card.name
+        labels = {"hw.id": card.hw_id, "hw.type": "gpu", "hw.sensor_location": location}
+        fields.append(Field(prefix + location, metric, labels))
+    domain = {"hw.id": card.hw_id, "domain": card.name}
+    return [*fields, Field("", contract.METER_REFRESH, domain)]
+
+
+def _window(names: Sequence[str]) -> dict[str, Scalar]:
+    """The averaging width of the domain's value, where it is known."""
+    return {contract.METER_WINDOW: AVERAGED_NS} if names[:1] == ["average"] else {}
+
+
+def _by(names: Sequence[str], card: Gpu) -> str:
+    """What the domain is read by, in words."""
+    words = {
+        "energy": "by its energy counter",
+        "instant": "by its present power (no energy counter)",
+        "average": "by its mean power over a second (no energy counter)",
+    }
+    by = words[names[0]] if names else "without energy and power"
+    return f"{by}, MIG on: energy and power of the whole card" if mig_instances(card) else by

@@ -1,0 +1,77 @@
+"""Calls into NVML (libnvidia-ml.so.1) by NVIDIA's own bindings: what a GPU doesn't tell is absent, never 0.
+
+Functions, units and error codes: the NVML API reference of NVIDIA, https://docs.nvidia.com/deploy/nvml-api.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pynvml
+
+from benchlab_otel.sources.reading import Reason, SourceError
+
+_INSTALL = (
+    "install NVIDIA's driver (`nvidia-smi` should list the GPU); in a container, start it with --gpus all "
+    "and NVIDIA_DRIVER_CAPABILITIES=utility"
+)
+_LOOK = "`sudo dmesg | grep -i -e nvrm -e xid` tells why; reset the GPU (nvidia-smi --gpu-reset) or reboot"
+_FAILURES: dict[int, tuple[Reason, str]] = {
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: ("absent", _INSTALL),
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: ("absent", "sudo modprobe nvidia (`nvidia-smi` tells more)"),
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+        "unknown",
+        "reboot: the driver was updated while the one before is still loaded",
+    ),
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: ("unknown", "install a newer driver of NVIDIA"),
+    pynvml.NVML_ERROR_NO_PERMISSION: (
+        "unreadable",
+        "let this user read and write /dev/nvidiactl and /dev/nvidia0 (`ls -l /dev/nvidia*`)",
+    ),
+    pynvml.NVML_ERROR_GPU_IS_LOST: ("lost", _LOOK),
+    pynvml.NVML_ERROR_RESET_REQUIRED: ("lost", _LOOK),
+    pynvml.NVML_ERROR_GPU_NOT_FOUND: ("lost", _LOOK),
+    pynvml.NVML_ERROR_NOT_FOUND: ("lost", _LOOK),
+    pynvml.NVML_ERROR_UNINITIALIZED: ("lost", ""),
+    pynvml.NVML_ERROR_TIMEOUT: ("late", ""),
+}
+_GONE = {  # of any call: the GPU itself is away, not one of its values
+    pynvml.NVML_ERROR_GPU_IS_LOST,
+    pynvml.NVML_ERROR_RESET_REQUIRED,
+    pynvml.NVML_ERROR_GPU_NOT_FOUND,
+    pynvml.NVML_ERROR_UNINITIALIZED,
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+}
+_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
+
+
+def failure(error: pynvml.NVMLError, what: str) -> SourceError:
+    """What an error code of NVML means to a source."""
+    reason, fix = _FAILURES.get(error.value, ("unknown", ""))
+    return SourceError(reason, f"{what}: NVML: {error}", fix)
+
+
+def optional(function: Callable[..., Any], *arguments: Any) -> Any | None:
+    """What a call tells, None where GPU, driver or user can't have it; NVMLError when the GPU is gone."""
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError as error:
+        if error.value in _GONE:
+            raise
+        return None
+
+
+def either(new: Callable[..., Any], old: Callable[..., Any], *arguments: Any) -> Any | None:
+    """As `optional`, by the function that older drivers have where the new one tells nothing."""
+    told = optional(new, *arguments)
+    return optional(old, *arguments) if told is None else told
+
+
+def field_values(handle: Any, fields: Sequence[int]) -> tuple[float, ...]:
+    """The values of NVML_FI_DEV_… fields, by one call; NVMLError when one of them has none."""
+    told = pynvml.nvmlDeviceGetFieldValues(handle, fields)
+    for field in told:
+        if field.nvmlReturn != pynvml.NVML_SUCCESS:
+            raise pynvml.NVMLError(field.nvmlReturn)
+    return tuple(getattr(field.value, _MEMBERS[field.valueType]) for field in told)
