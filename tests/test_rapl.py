@@ -14,12 +14,13 @@ from benchlab_otel.config import Rapl, Sources
 from benchlab_otel.sources import rapl
 from benchlab_otel.sources.reading import SourceError
 from conftest import wait_for
+from machines import unpack, write
 from receiving import Receiver, read_one
 
 RANGE = 262_143_328_850
 
 
-def zone(root: Path, number: str, name: str, energy: int, limit: int = RANGE) -> Path:
+def zone(root: Path, number: str, name: str, energy: int, limit: int | str = RANGE) -> Path:
     folder = root / "class/powercap" / f"intel-rapl:{number}"
     folder.mkdir(parents=True)
     (folder / "name").write_text(f"{name}\n")
@@ -148,10 +149,60 @@ def test_unreadable_counters_give_the_fix_and_no_zeros(tmp_path):
         (health,) = running.health()
         running.stop()
     assert "energy_uj: only root may read it" in health.message
-    assert "sudo chmod a+r" in health.fix
+    assert 'KERNEL=="intel-rapl*:*"' in health.fix
+    assert "sudo udevadm trigger" in health.fix
     assert set(receiver.values("exporter.collect.success")) == {0.0, None}
     assert not receiver.values("hw.energy")
     assert not receiver.samples()
+
+
+def test_one_zone_without_a_range_is_left_out_and_named(tmp_path):
+    with opened(unpack("xeon-2p-server", tmp_path)) as reader:
+        keys = {f.key for f in next(reader.decode([reader.read()])).fields if f.key}
+        assert keys == {"hw.energy.package-0", "hw.energy.package-1", "hw.energy.dram-0"}
+        assert "left out: dram-1 (" in reader.device.description
+        assert "max_energy_range_uj: No such file or directory" in reader.device.description
+
+
+def test_no_zone_that_can_be_read_says_why(tmp_path):
+    zone(tmp_path, "0", "package-0", 1, limit="many")
+    with (
+        pytest.raises(SourceError, match="max_energy_range_uj: expected a number") as error,
+        opened(tmp_path),
+    ):
+        pass
+    assert error.value.reason == "unknown"
+
+
+def test_mmio_zones_are_read_only_where_there_is_no_other(tmp_path):
+    laptop, desktop = (
+        unpack("thinkpad-x1-i7-8550u", tmp_path / "a"),
+        unpack("core-ultra-arc-b580", tmp_path / "b"),
+    )
+    with opened(laptop) as reader:
+        assert reader.device.description == "RAPL: package-0, core, uncore, dram, psys"
+        write(laptop / "class/powercap/intel-rapl:0/energy_uj", "150338922281")
+        write(laptop / "class/powercap/intel-rapl-mmio:0/energy_uj", "150338999999")
+        assert read_one(reader)["hw.energy.package-0"] == pytest.approx(1e-4)
+    with opened(desktop) as reader:
+        assert reader.device.description == "RAPL: package-0"
+
+
+def limits(reader) -> dict[tuple[str, str], float]:
+    (batch,) = reader.decode([reader.read()])
+    named = [(f.labels["hw.sensor_location"], f.labels.get("hw.limit_type")) for f in batch.fields]
+    return {name: value for name, value in zip(named, batch.values[0].tolist(), strict=True) if name[1]}
+
+
+def test_limits_are_read_again_and_none_is_absent(tmp_path):
+    root = unpack("thinkpad-x1-i7-8550u", tmp_path)
+    with opened(root) as reader:
+        found = limits(reader)
+        assert found["package-0", "long_term"] == 20.0
+        assert found["package-0", "short_term"] == 44.0
+        assert np.isnan(found["core", "long_term"])
+        write(root / "class/powercap/intel-rapl:0/constraint_0_power_limit_uw", "15000000")
+        wait_for(lambda: limits(reader)["package-0", "long_term"] == 15.0)
 
 
 @pytest.mark.parametrize("text", ["", "12x\n", "\xff\n"])

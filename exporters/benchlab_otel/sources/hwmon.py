@@ -24,6 +24,7 @@ from benchlab_otel.contract import Metric
 from benchlab_otel.sources.reading import Device, Field, Reply, SourceError
 from benchlab_otel.sources.sysfs import (
     AMPERES,
+    ANY,
     DEGREES,
     RPM,
     VOLTS,
@@ -76,7 +77,7 @@ _TEMPERATURE = _Quantity("temperature", contract.HW_TEMPERATURE, "temperature", 
 _FAN = _Quantity("fan.speed", contract.HW_FAN_SPEED, "fan", 1.0, RPM)
 _PWM = _Quantity("", contract.HW_FAN_SPEED_RATIO, "fan", 1 / 255, (0.0, 1.0))
 _POWER = _Quantity("power", contract.HW_POWER, "power_supply", 1e-6, WATTS)
-_ENERGY = _Quantity("energy", contract.HW_ENERGY, "power_supply", 1e-6, (0.0, float("inf")))
+_ENERGY = _Quantity("energy", contract.HW_ENERGY, "power_supply", 1e-6, ANY)
 _HUMIDITY = _Quantity("humidity", contract.HW_HUMIDITY, "humidity", 1e-5, (0.0, 1.0))
 _FILES = {
     "in{}_input": _VOLTAGE,
@@ -142,7 +143,7 @@ class HwmonReader(SensorReader):
 
 
 def _listing(tree: Path) -> list[str]:
-    return sorted(name for name in os.listdir(tree) if name.startswith("hwmon")) if tree.is_dir() else []
+    return sorted(name for name in os.listdir(tree)) if tree.is_dir() else []  # noqa: PTH208 - 20 times as fast
 
 
 def _chips(tree: Path) -> list[_Chip]:

@@ -80,7 +80,7 @@ def flowing(wanted: bytes, status: bytes, first: bytes, voltage: bytes | None = 
     if status.strip() != wanted:
         raise ValueError(status)
     watts = abs(float(first)) * 1e-6 * (1.0 if voltage is None else float(voltage) * 1e-6)
-    if watts > WATTS[1]:
+    if not 0.0 <= watts <= WATTS[1]:
         raise ValueError(first)
     return watts
 

@@ -1,8 +1,13 @@
 """Energy counters of the processor (RAPL) by the kernel's powercap tree; AMD exposes the same one.
 
+Zones are domains: packages, their parts (core, uncore, dram) and, where there is one, the whole
+platform (psys). They overlap and are never to be summed: a package has its cores in it, psys all. The
+limits that a zone is set to (PL1 long_term, PL2 short_term) are read once a second.
+
 Format: Documentation/power/powercap/powercap.rst of the Linux kernel. `energy_uj` wraps at
 `max_energy_range_uj`; the exported counters start at 0 when they are opened and never wrap. A step
 that no processor can make is no wrap: the counter began again (after a suspend, say), and so do ours.
+A zone that also exists as intel-rapl-mmio is the same counter by another way, and read once.
 """
 
 from __future__ import annotations
@@ -12,25 +17,41 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from benchlab_otel.config import Rapl
-from benchlab_otel.contract import ENERGY_PREFIX, HW_ENERGY
+from benchlab_otel.contract import ENERGY_PREFIX, HW_ENERGY, HW_POWER_LIMIT
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
+from benchlab_otel.sources.sysfs import is_sysfs, text
 from benchlab_otel.timebase import anchor
 
 HW_ID = "rapl"
+METRICS = (HW_ENERGY, HW_POWER_LIMIT)
 MAX_WATTS = 5000.0  # more than any zone, the whole platform included
 REFRESH_S = 0.01  # a step may have gathered for longer than between two reads: counters refresh each ms or so
-_MAKE_READABLE = "sudo chmod a+r {files} (until reboot; for good: echo '{rule}' | sudo tee {rules})"
-_RULES = "/etc/udev/rules.d/60-rapl.rules"
-_RULE = 'SUBSYSTEM=="powercap", KERNEL=="intel-rapl:*", RUN+="/bin/chmod a+r /sys/%p/energy_uj"'
+LIMITS_EVERY_S = 1.0
+_RULE = (
+    'SUBSYSTEM=="powercap", KERNEL=="intel-rapl*:*", '
+    'RUN+="/bin/chgrp rapl /sys%p/energy_uj", RUN+="/bin/chmod g+r /sys%p/energy_uj"'
+)
+_MAKE_READABLE = (
+    "sudo groupadd -f rapl && sudo usermod -aG rapl $USER && "
+    f"echo '{_RULE}' | sudo tee /etc/udev/rules.d/60-rapl.rules && sudo udevadm control --reload && "
+    "sudo udevadm trigger --subsystem-match=powercap --action=add, then log in again"
+)
+_RISK = (
+    "whoever reads these counters can infer from fine power traces what other programs compute, keys "
+    "included (PLATYPUS, CVE-2020-8694), which is why the kernel hides them; so only a group gets them: "
+    "put nobody else in it, and leave machines with other users' secrets as they are"
+)
 _NO_TREE = (
     "sudo modprobe intel_rapl_msr; virtual machines have no counters, and Docker hides them: run the "
     "exporter on the host, or mount the host's /sys and set sources.rapl.sysfs"
 )
+_LOADING_IS_SAFE = "the module only reads counters; nothing is set"
 
 
 def addresses(settings: Rapl) -> list[str]:
@@ -39,59 +60,68 @@ def addresses(settings: Rapl) -> list[str]:
 
 
 def open_reader(settings: Rapl, address: str) -> RaplReader:
-    """Opens all counters; SourceError names the fix where there are none or they can't be read."""
+    """Opens all counters; SourceError names the fix where there are none or none can be read."""
     return RaplReader(Path(address))
 
 
+@dataclass(frozen=True, slots=True)
+class _Zone:
+    folder: Path
+    name: str  # the domain
+    range_uj: int
+    file: int  # energy_uj, open
+
+
 class RaplReader:
-    """All zones of a powercap tree."""
+    """All zones of a powercap tree that can be read; the description names those that can't."""
 
     def __init__(self, tree: Path) -> None:
-        folders = sorted(tree.glob("intel-rapl:*"))
+        folders = _folders(tree)
         if not folders:
-            raise SourceError("absent", f"{tree}: no RAPL counters", _NO_TREE)
-        self._folders = folders
-        self._files: list[int] = []
+            raise SourceError("absent", f"{tree}: no RAPL counters", _NO_TREE, _LOADING_IS_SAFE)
         self._offset_ns = anchor().offset_ns
+        self._zones, left_out = _open_zones(folders)
+        if not self._zones:
+            raise _unreadable(tree, left_out)
+        names = [zone.name for zone in self._zones]
+        self._range = np.array([zone.range_uj for zone in self._zones], np.int64)
+        self._limit_files, limits = _limits(self._zones)
+        self._fields = [Field(ENERGY_PREFIX + name, HW_ENERGY, _labels(name)) for name in names] + limits
+        self._limits, self._limits_due = [float("nan")] * len(limits), 0
         try:
-            names = _domains(folders)
-            ranges = [(folder / "max_energy_range_uj").read_bytes() for folder in folders]
-            self._range = np.array(_numbers(ranges, folders), np.int64)
-            for folder in folders:
-                self._files.append(os.open(folder / "energy_uj", os.O_RDONLY | os.O_CLOEXEC))
             first = self.read()
-        except OSError as error:
-            self.close()
-            raise _unreadable(tree, error) from None
         except SourceError:
             self.close()
             raise
-        self._names = names
-        self._fields = [Field(ENERGY_PREFIX + name, HW_ENERGY, _labels(name)) for name in names]
-        self._last_ns, self._last = first.start_ns, np.array(first.raw, np.int64)
+        self._last_ns, self._last = first.start_ns, np.array(first.raw[0], np.int64)
         self._total = np.zeros(len(names), np.int64)  # microjoules since the first reading
+        missing = "".join(f"; left out: {name} ({why})" for name, why in left_out.items())
         self.device = Device(
             HW_ID,
             "cpu",
-            f"RAPL: {', '.join(names)}",
-            simulated=not _is_sysfs(tree),
+            f"RAPL: {', '.join(names)}{missing}",
+            simulated=not is_sysfs(tree),
             counting_since_ns=first.start_ns,
         )
 
     def read(self) -> Reply:
         """All counters; SourceError when one of them can't be read any more."""
         start = time.monotonic_ns()
+        if start >= self._limits_due:
+            self._limits = [_watts(file) for file in self._limit_files]
+            self._limits_due = start + int(LIMITS_EVERY_S * 1e9)
+            start = time.monotonic_ns()
         try:
-            texts = [os.pread(file, 32, 0) for file in self._files]
+            texts = [os.pread(zone.file, 32, 0) for zone in self._zones]
         except OSError as error:
             raise SourceError("lost", f"RAPL: a counter went away: {error}") from None
         end = time.monotonic_ns()
-        return Reply(start + self._offset_ns, end + self._offset_ns, _numbers(texts, self._folders))
+        return Reply(start + self._offset_ns, end + self._offset_ns, (self._numbers(texts), self._limits))
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """Energy since the counters were opened; SourceError where a counter began again."""
         start, end = times(replies)
-        counts = np.array([reply.raw for reply in replies], np.int64)
+        counts = np.array([reply.raw[0] for reply in replies], np.int64)
         steps = np.diff(counts, axis=0, prepend=self._last[None])
         steps += np.where(steps < 0, self._range, 0)  # wrapped
         seconds = np.diff(start, prepend=self._last_ns) * 1e-9
@@ -99,39 +129,86 @@ class RaplReader:
         n = len(replies) if possible.all() else int(np.argmin(possible.all(axis=1)))
         totals = self._total + np.cumsum(steps, axis=0)
         if n:
-            yield Batch(start[:n], end[:n], self._fields, totals[:n] * 1e-6)
+            limits = np.array([reply.raw[1] for reply in replies[:n]], np.float64)
+            yield Batch(start[:n], end[:n], self._fields, np.hstack([totals[:n] * 1e-6, limits]))
         if n < len(replies):
             zone = int(np.argmin(possible[n]))
             before = counts[n - 1] if n else self._last
             change = f"from {before[zone]} to {counts[n, zone]} uJ within {seconds[n]:.3g} s"
-            raise SourceError("reset", f"RAPL: {self._names[zone]} began again: {change}")
+            raise SourceError("reset", f"RAPL: {self._zones[zone].name} began again: {change}")
         self._last_ns, self._last, self._total = int(start[-1]), counts[-1], totals[-1]
 
     def close(self) -> None:
-        """Closes the counters' files."""
-        for file in self._files:
+        """Closes the files."""
+        for file in (*(zone.file for zone in self._zones), *self._limit_files):
             with suppress(OSError):
                 os.close(file)
-        self._files = []
+        self._zones, self._limit_files = [], []
+
+    def _numbers(self, texts: list[bytes]) -> list[int]:
+        try:
+            return [int(text) for text in texts]
+        except ValueError:
+            bad = next((z, t) for z, t in zip(self._zones, texts, strict=True) if not t.strip().isdigit())
+            what = f"{bad[0].folder}: expected a number of microjoules, found {bad[1][:40]!r}"
+            raise SourceError("garbled", what) from None
 
 
-def _numbers(texts: list[bytes], folders: list[Path]) -> list[int]:
-    try:
-        return [int(text) for text in texts]
-    except ValueError:
-        folder, text = next(
-            (folder, text) for folder, text in zip(folders, texts, strict=True) if not text.strip().isdigit()
-        )
-        what = f"{folder}: expected a number of microjoules, found {text[:40]!r}"
-        raise SourceError("garbled", what) from None
+def _folders(tree: Path) -> list[Path]:
+    """The zones, and those of the MMIO interface that are not there already."""
+    zones = sorted(tree.glob("intel-rapl:*"))
+    known = {text(zone / "name") for zone in zones}
+    return zones + [z for z in sorted(tree.glob("intel-rapl-mmio:*")) if text(z / "name") not in known]
+
+
+def _open_zones(folders: list[Path]) -> tuple[list[_Zone], dict[str, str]]:
+    """The zones that can be read, and why others can't."""
+    zones, left_out = [], {}
+    for folder, name in zip(folders, _domains(folders), strict=True):
+        try:
+            range_uj = int((folder / "max_energy_range_uj").read_bytes())
+            file = os.open(folder / "energy_uj", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            left_out[name] = f"{error.filename}: {error.strerror}"
+            continue
+        except ValueError:
+            left_out[name] = f"{folder / 'max_energy_range_uj'}: expected a number of microjoules"
+            continue
+        try:
+            os.pread(file, 32, 0)
+            zones.append(_Zone(folder, name, range_uj, file))
+        except OSError as error:  # there, but the processor has no such counter
+            os.close(file)
+            left_out[name] = f"{folder / 'energy_uj'}: {error.strerror}"
+    return zones, left_out
 
 
 def _domains(folders: list[Path]) -> list[str]:
     """A domain for each zone: its name, with the package's number where several have that name."""
-    names = [(folder / "name").read_text().strip().replace(".", "-") for folder in folders]
+    names = [(text(folder / "name") or folder.name).replace(".", "-") for folder in folders]
     several = Counter(names)
     packages = [folder.name.split(":")[1] for folder in folders]
     return [f"{n}-{p}" if several[n] > 1 else n for n, p in zip(names, packages, strict=True)]
+
+
+def _limits(zones: list[_Zone]) -> tuple[list[int], list[Field]]:
+    """Open files of the zones' limits, and the field of each; 0 is none, and so is one that is unreadable."""
+    files, fields = [], []
+    for zone in zones:
+        for path in sorted(zone.folder.glob("constraint_*_power_limit_uw")):
+            kind = text(path.with_name(path.name.replace("power_limit_uw", "name")))
+            with suppress(OSError):
+                files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                labels = _labels(zone.name) | {"hw.limit_type": kind or path.name.rsplit("_", 3)[0]}
+                fields.append(Field("", HW_POWER_LIMIT, labels))
+    return files, fields
+
+
+def _watts(file: int) -> float:
+    try:
+        return int(os.pread(file, 32, 0)) * 1e-6 or float("nan")
+    except (OSError, ValueError):
+        return float("nan")
 
 
 def _labels(name: str) -> dict[str, str]:
@@ -139,16 +216,9 @@ def _labels(name: str) -> dict[str, str]:
     return {"hw.id": HW_ID, "hw.type": kind, "hw.sensor_location": name}
 
 
-def _unreadable(tree: Path, error: OSError) -> SourceError:
-    if isinstance(error, PermissionError):
-        fix = _MAKE_READABLE.format(files=f"{tree}/intel-rapl:*/energy_uj", rule=_RULE, rules=_RULES)
-        return SourceError("unreadable", f"{error.filename}: only root may read it", fix)
-    return SourceError("unknown", f"{error.filename}: {error.strerror}", _NO_TREE)
-
-
-def _is_sysfs(tree: Path) -> bool:
-    """Whether the tree is the kernel's, wherever it is mounted: anything else is a fixture."""
-    device = tree.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return any(m[2] == number and m[m.index("-") + 1] == "sysfs" for m in mounts)
+def _unreadable(tree: Path, left_out: dict[str, str]) -> SourceError:
+    first = next(iter(left_out.values()))
+    if os.strerror(13) in first:
+        path = first.rpartition(":")[0]
+        return SourceError("unreadable", f"{path}: only root may read it", _MAKE_READABLE, _RISK)
+    return SourceError("unknown", f"{tree}: no zone can be read: {first}", _NO_TREE, _LOADING_IS_SAFE)

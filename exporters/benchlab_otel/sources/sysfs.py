@@ -22,7 +22,7 @@ _LONGEST_TEXT = 1024
 
 # Sensors that are not wired say anything: 4.3 MW, -273 or 65262 °C have all been seen.
 VOLTS, AMPERES, WATTS, DEGREES, RPM = (-60.0, 500.0), (-2e3, 2e3), (0.0, 1e5), (-60.0, 300.0), (0.0, 1e5)
-ANY = (0.0, float("inf"))
+ANY = (0.0, 1e19)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,15 @@ def place(folder: Path) -> str:
     """Where a device sits on its bus, which stays the same when kernels number differently.
 
     The nearest parent that is on a bus, such as `0000:01:00.0` or `coretemp.0`; else the folder's name.
+    HID numbers its devices as they come, so there it is the place on the bus below (USB).
     """
     real = folder.resolve()
     for parent in (real, *real.parents):
         subsystem = parent / "subsystem"
-        if subsystem.is_symlink() and subsystem.readlink().parent.name == "bus":
-            return parent.name
+        if subsystem.is_symlink():
+            bus = subsystem.readlink()
+            if bus.parent.name == "bus" and bus.name != "hid":
+                return parent.name
     return real.name
 
 

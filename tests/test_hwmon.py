@@ -1,0 +1,103 @@
+"""hwmon chips on the /sys of real machines: what is absent, what stays the same, what comes and goes."""
+
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchlab_otel import sources
+from benchlab_otel.config import Hwmon, Sources
+from benchlab_otel.sources import hwmon
+from benchlab_otel.sources.reading import SourceError
+from benchlab_otel.sources.sysfs import DEGREES, scaled
+from conftest import wait_for
+from machines import unpack, write
+from receiving import Receiver, read_one
+
+SERVER, DESKTOP = "epyc-2p-server", "ryzen-5950x-rx6800xt"
+TCTL = "hw.temperature.k10temp.Tctl"
+
+
+@contextmanager
+def opened(root: Path):
+    settings = Hwmon(sysfs=root)
+    with closing(hwmon.open_reader(settings, *hwmon.addresses(settings))) as reader:
+        yield reader
+
+
+def test_each_reading_is_new(tmp_path):
+    root = unpack(DESKTOP, tmp_path)
+    with opened(root) as reader:
+        assert read_one(reader)[TCTL] == 61.25
+        write(root / "class/hwmon/hwmon2/temp1_input", "70125")
+        assert read_one(reader)[TCTL] == 70.125
+
+
+def test_ids_and_keys_do_not_depend_on_hwmons_numbers(tmp_path):
+    root = unpack(DESKTOP, tmp_path)
+    with opened(root) as reader:
+        before = {(f.key, *f.labels.values()) for f in next(reader.decode([reader.read()])).fields}
+    chips = root / "class/hwmon"
+    (chips / "hwmon2").rename(chips / "hwmon17")
+    (chips / "hwmon0").rename(chips / "hwmon2")
+    with opened(root) as reader:
+        assert {(f.key, *f.labels.values()) for f in next(reader.decode([reader.read()])).fields} == before
+
+
+def test_a_sensor_that_is_not_wired_is_absent_until_it_is(tmp_path):
+    root = unpack(DESKTOP, tmp_path)
+    with opened(root) as reader:
+        values = read_one(reader)
+        faulty, cold = (values[f"hw.temperature.nct6798.{name}"] for name in ("PECI-Agent-0", "AUXTIN1"))
+        assert faulty != faulty
+        assert cold != cold
+        write(root / "class/hwmon/hwmon3/temp7_input", "48500")
+        write(root / "class/hwmon/hwmon3/temp7_fault", "0")
+        assert read_one(reader)["hw.temperature.nct6798.PECI-Agent-0"] == 48.5
+
+
+def test_only_the_total_of_a_power_supply_is_a_domain(tmp_path):
+    with opened(unpack("xeon-2p-server", tmp_path)) as reader:
+        powers = {key: value for key, value in read_one(reader).items() if key.startswith("hw.power.")}
+    assert powers == {
+        "hw.power.corsairpsu-power-total": 236.0,
+        "hw.power.rail.corsairpsu-power-+12v": 186.5,
+        "hw.power.rail.corsairpsu-power-+5v": 34.0,
+    }
+
+
+def test_a_chip_that_comes_is_found_and_one_that_goes_leaves_no_values(tmp_path):
+    root = unpack(SERVER, tmp_path)
+    receiver = Receiver()
+    settings = Sources(hwmon=Hwmon(sysfs=root, rate_hz=50))
+    running = sources.start(["hwmon"], settings, receiver, "s", flush_s=0.02, metrics_s=0.01)
+    second = {"hw.id": "k10temp-0000:80:18.3"}
+    wait_for(lambda: receiver.values("hw.temperature", second))
+    link = root / "class/hwmon/hwmon2"
+    target = link.readlink()
+    link.unlink()
+    wait_for(lambda: receiver.values("hw.temperature", second)[-1] is None)
+    link.symlink_to(target)
+    wait_for(lambda: receiver.values("hw.temperature", second)[-1] == 39.75)
+    running.stop()
+    assert receiver.values("exporter.collect.failures", {"reason": "lost"})[-2] >= 1.0
+    assert all(resource["benchlab.simulated"] is True for resource, *_ in receiver.spans)
+
+
+def test_no_chips_is_absent_and_says_how_to_find_drivers(tmp_path):
+    with pytest.raises(SourceError, match="no sensors") as error, opened(tmp_path):
+        pass
+    assert error.value.reason == "absent"
+    assert "sensors-detect" in error.value.fix
+
+
+@given(st.one_of(st.binary(max_size=20), st.integers().map(lambda n: str(n).encode())), st.binary(max_size=3))
+def test_whatever_a_file_says_it_is_a_possible_value_or_none(text, fault):
+    try:
+        value = scaled(1e-3, DEGREES)(text, fault)
+    except ValueError:
+        return
+    assert DEGREES[0] <= value <= DEGREES[1]
+    assert int(fault) == 0

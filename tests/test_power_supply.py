@@ -1,0 +1,89 @@
+"""Batteries and USB-PD ports: the direction is the status's, and a contract is no measurement."""
+
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchlab_otel.config import PowerSupply
+from benchlab_otel.sources import power_supply
+from machines import unpack, write
+
+LAPTOP, HANDHELD = "thinkpad-x1-i7-8550u", "steam-deck"
+
+
+@contextmanager
+def opened(root: Path):
+    settings = PowerSupply(sysfs=root)
+    with closing(power_supply.open_reader(settings, *power_supply.addresses(settings))) as reader:
+        yield reader
+
+
+def values(reader) -> dict[tuple[str, str, str], float]:
+    """What is there, by metric, id and place."""
+    (batch,) = reader.decode([reader.read()])
+    return {
+        (f.metric.name, f.labels["hw.id"], f.labels["hw.sensor_location"]): value
+        for f, value in zip(batch.fields, batch.values[0].tolist(), strict=True)
+        if value == value  # not NaN
+    }
+
+
+OUT, IN = ("hw.power", "BAT0", "discharge"), ("hw.power", "BAT0", "charge")
+
+
+def test_power_flows_out_or_in_or_is_absent(tmp_path):
+    root = unpack(LAPTOP, tmp_path)
+    with opened(root) as reader:
+        assert values(reader)[OUT] == 8.734
+        write(root / "class/power_supply/BAT0/status", "Charging")
+        found = values(reader)
+        assert found[IN] == 8.734
+        assert OUT not in found
+        write(root / "class/power_supply/BAT0/status", "Full")
+        assert not {IN, OUT} & set(values(reader))
+
+
+def test_only_what_the_battery_gives_is_a_domain(tmp_path):
+    with opened(unpack(LAPTOP, tmp_path)) as reader:
+        (batch,) = reader.decode([reader.read()])
+    assert [f.key for f in batch.fields if f.key] == ["hw.power.battery"]
+
+
+def test_without_power_now_it_is_current_times_voltage_whatever_the_sign(tmp_path):
+    root = unpack(HANDHELD, tmp_path)
+    with opened(root) as reader:
+        assert values(reader)["hw.power", "BAT1", "charge"] == pytest.approx(10.625)
+        write(root / "class/power_supply/BAT1/status", "Discharging")
+        write(root / "class/power_supply/BAT1/current_now", "1250000")
+        assert values(reader)["hw.power", "BAT1", "discharge"] == pytest.approx(10.625)
+
+
+def test_a_controllers_battery_has_a_charge_but_no_power(tmp_path):
+    with opened(unpack(HANDHELD, tmp_path)) as reader:
+        found = values(reader)
+    assert found["hw.battery.charge", "hid-28de-battery", "hid-28de-battery"] == 0.55
+    assert not [key for key in found if key[0] == "hw.power" and key[1] == "hid-28de-battery"]
+
+
+def test_a_usb_contract_is_a_limit_and_an_empty_port_has_none(tmp_path):
+    port = "ucsi-source-psy-USBC000:00"
+    with opened(unpack(LAPTOP, tmp_path)) as reader:
+        limits = {key[1]: value for key, value in values(reader).items() if key[0] == "hw.power.limit"}
+    assert limits == {f"{port}1": 65.0}
+
+
+def test_a_desktop_has_nothing_to_read(tmp_path):
+    assert power_supply.addresses(PowerSupply(sysfs=unpack("epyc-2p-server", tmp_path))) == []
+
+
+@given(st.binary(max_size=12), st.binary(max_size=12), st.none() | st.binary(max_size=12))
+def test_texts_that_make_no_sense_are_refused(status, first, voltage):
+    try:
+        watts = power_supply.flowing(b"Charging", status, first, voltage)
+    except ValueError:
+        return
+    assert status.strip() == b"Charging"
+    assert watts >= 0.0
