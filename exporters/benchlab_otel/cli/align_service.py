@@ -7,7 +7,7 @@ import threading
 from contextlib import ExitStack
 
 from benchlab_otel.cli.embedded import ClockWatch, LiveAligner, host_port, own_resource, set_up_logging
-from benchlab_otel.cli.errors import Failure
+from benchlab_otel.cli.errors import Failure, UserError
 from benchlab_otel.config import Settings
 from benchlab_otel.hub.grpc import GrpcServer
 from benchlab_otel.hub.http import HttpServer, otlp_app
@@ -35,38 +35,57 @@ class NoArchive:
 def serve(settings: Settings) -> None:
     """Aligns what arrives until ctrl-C; results go to OTEL_EXPORTER_OTLP_ENDPOINT.
 
-    Raises Failure where a port can't be taken.
+    Raises UserError for an endpoint that makes no sense, Failure where a port can't be taken or
+    results could not be delivered.
     """
     set_up_logging()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    client = _client()
+    try:
+        _align_until(stop, settings, client)
+    finally:
+        client.close()
+    if client.lost:
+        raise Failure(f"lost: {', '.join(f'{n} ({why})' for why, n in client.lost.items())}")
+
+
+def _client() -> OtlpClient:
+    try:
+        return OtlpClient()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _align_until(stop: threading.Event, settings: Settings, client: OtlpClient) -> None:
     base = anchor()
     resource = own_resource("", base)
+    live = LiveAligner(settings, resource, base, client.traces)
+    store = MetricStore()
+    hub = Hub(NoArchive(), live.take, store, resource, base)
+
+    def publish() -> None:
+        for body in (hub.counts(), live.metrics(base.now_ns())):
+            client.metrics(body)
+
+    def finish() -> None:
+        hub.close()
+        live.close()
+        publish()
+
+    def both(body: bytes) -> None:
+        """To the aligner, and to the Collector so that its archive can be aligned again."""
+        hub.traces(body)
+        client.traces(body)
+
+    def refresh() -> None:
+        hub.publish()
+        store.ingest(live.metrics(base.now_ns()))
+
+    limit = int(settings.hub.max_request_mib * (1 << 20))
     with ExitStack() as stack:
-        client = OtlpClient()
-        stack.callback(client.close)
-        live = LiveAligner(settings, resource, base, client.traces)
-        store = MetricStore()
-        hub = Hub(NoArchive(), live.take, store, resource, base)
-
-        def finish() -> None:
-            hub.close()
-            live.close()
-            client.metrics(live.metrics(base.now_ns()))
-
         stack.callback(finish)
-
-        def both(body: bytes) -> None:
-            """To the aligner, and to the Collector so that its archive can be aligned again."""
-            hub.traces(body)
-            client.traces(body)
-
-        def refresh() -> None:
-            hub.publish()
-            store.ingest(live.metrics(base.now_ns()))
-
-        limit = int(settings.hub.max_request_mib * (1 << 20))
         try:
             grpc = GrpcServer(hub, *host_port(settings.hub.grpc), setting="hub.grpc", max_bytes=limit)
             stack.callback(grpc.close)
@@ -82,4 +101,4 @@ def serve(settings: Settings) -> None:
         stack.callback(watch.close)
         print(f"aligner: OTLP on ports {grpc.port} (gRPC) and {http.port} (HTTP)", flush=True)
         while not stop.wait(PUBLISH_SECONDS):
-            client.metrics(live.metrics(base.now_ns()))
+            publish()

@@ -149,6 +149,10 @@ class Hub:
 
     def publish(self) -> None:
         """Puts the hub's own counts into the store."""
+        self.store.ingest(self.counts())
+
+    def counts(self) -> bytes:
+        """The hub's own counts as they stand, as one metrics request."""
         now = self._base.now_ns()
         with self._lock:
             counts = dict(self._counts)
@@ -157,7 +161,7 @@ class Hub:
             Point(metric, dict(zip(metric.labels, values, strict=True)), float(n), now, self._started_ns)
             for (metric, values), n in counts.items()
         ]
-        self.store.ingest(encode_metrics(self._resource, points))
+        return encode_metrics(self._resource, points)
 
     def _arrived(self, signal: str, body: bytes) -> None:
         self._count(contract.HUB_REQUESTS, signal)
