@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install gstreamer system demo test lint bench lock clean
+.PHONY: install gstreamer system demo test lint bench dashboards lock clean
 
 install: $(STAMP)
 
@@ -23,8 +23,8 @@ demo: install gstreamer
 	@$(BIN)/benchlab-otel demo
 
 lint: install
-	$(BIN)/ruff check exporters tests bench
-	$(BIN)/ruff format --check exporters tests bench
+	$(BIN)/ruff check exporters tests bench grafana
+	$(BIN)/ruff format --check exporters tests bench grafana
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -39,6 +39,10 @@ test: install system
 
 bench: install
 	$(BIN)/python bench/run.py
+
+# grafana/dashboards/*.json from grafana/benchlab_dashboards
+dashboards: install
+	PYTHONPATH=grafana $(BIN)/python -m benchlab_dashboards
 
 lock:
 	uv pip compile --universal --generate-hashes --no-header --group dev --all-extras -o requirements.lock pyproject.toml
