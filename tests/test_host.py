@@ -1,6 +1,7 @@
 """Host metrics against the kernel's own files."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from benchlab_otel import sources
 from benchlab_otel.config import Host, Sources
 from benchlab_otel.sources import host
+from benchlab_otel.sources.reading import SourceError
 from conftest import wait_for
 from receiving import Receiver
 
@@ -53,11 +55,87 @@ def test_metrics_only_and_not_simulated():
     assert receiver.values("exporter.collect.success")[0] == 1.0
 
 
-def test_golden_of_names(golden):
+def processes(reader) -> dict[int, set[str]]:
+    """The metrics of each process."""
+    found: dict[int, set[str]] = {}
+    for name, *labels in series(reader):
+        if name.startswith("process."):
+            found.setdefault(int(labels[0]), set()).add(name)
+    return found
+
+
+def test_the_command_and_its_children_are_the_pipelines_processes():
     reader = host.open_reader(Host(), "here")
-    names = set()
-    deadline = time.monotonic() + 30
-    while "system.cpu.utilization" not in {n.split()[0] for n in names} and time.monotonic() < deadline:
+    with subprocess.Popen(["sh", "-c", "cat; true"], stdin=subprocess.PIPE) as shell:
+        wait_for(lambda: {"sh", "cat"} <= {k[2] for k in series(reader) if k[0] == "process.memory.usage"})
+        assert processes(reader)[shell.pid] == {"process.cpu.time", "process.memory.usage"}
+        shell.stdin.close()
+    assert shell.pid not in processes(reader)
+
+
+def test_processes_by_pid_and_by_cgroup(tmp_path):
+    below = tmp_path / "fs/cgroup/video.slice/cam.service"
+    below.mkdir(parents=True)
+    (below / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    reader = host.open_reader(
+        Host(sysfs=tmp_path, pids=(os.getppid(), 2**22 + 1), cgroups=("video.slice",)), "h"
+    )
+    assert {os.getpid(), os.getppid()} <= set(processes(reader))
+    assert 2**22 + 1 not in processes(reader)
+
+
+PROC = {
+    "stat": "cpu  100 0 50 1000 7 1 2 3 0 0\ncpu0 100 0 50 1000 7 1 2 3 0 0\nbtime 1700000000\n",
+    "meminfo": "MemTotal: 1000 kB\nMemFree: 400 kB\nMemAvailable: 700 kB\nBuffers: 50 kB\nCached: 250 kB\n"
+    "Active: 1 kB\nInactive: 1 kB\nShmem: 1 kB\nSwapTotal: 500 kB\nSwapFree: 400 kB\n",
+    "vmstat": "pswpin 1\npswpout 2\n",
+    "diskstats": "259 0 nvme0n1 10 0 80 5 20 0 160 9 0 14 14\n259 1 nvme0n1p1 10 0 80 5 20 0 160 9 0 14 14\n"
+    "7 0 loop0 0 0 0 0 0 0 0 0 0 0 0\n",
+    "net/dev": "a\nb\n  eth0: 1000 10 1 2 0 0 0 0 2000 20 3 4 0 0 0 0\n",
+    "pressure/cpu": "some avg10=0.00 avg60=0.22 avg300=0.26 total=2500000\n",
+    "pressure/io": "some avg10=0 avg60=0 avg300=0 total=1000000\nfull avg10=0 avg60=0 avg300=0 total=500000\n",
+    "pressure/memory": "",
+    "self/task/1/children": "",
+}
+
+
+@pytest.fixture
+def host_reader(tmp_path):
+    """A reader of a /proc and /sys that the test has written; the real ones are psutil's again afterwards."""
+    for name, text in PROC.items():
+        path = tmp_path / "proc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for name, text in {
+        "block/nvme0n1/size": "1\n",
+        "devices/system/cpu/cpu7/cpufreq/scaling_cur_freq": "800000\n",
+    }.items():
+        path = tmp_path / "sys" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    yield host.open_reader(Host(procfs=tmp_path / "proc", sysfs=tmp_path / "sys"), "h")
+    host.open_reader(Host(), "here")
+
+
+def test_golden_of_a_host(host_reader, golden):
+    assert host_reader.device.simulated, "not the kernel's /proc"
+    lines = [
+        " ".join((*key, f"{value:.6g}"))
+        for key, value in series(host_reader).items()
+        if key[0] != "system.uptime"
+    ]
+    golden("host.txt", "\n".join(lines) + "\n")
+
+
+def test_everything_that_is_emitted_is_declared(host_reader):
+    for reader in (host_reader, host.open_reader(Host(), "here")):
         (batch,) = reader.decode([reader.read()])
-        names |= {" ".join((f.metric.name, f.metric.unit, *f.labels)) for f in batch.fields}
-    golden("host.txt", "\n".join(sorted(n for n in names if "disk" not in n)) + "\n")  # not all have disks
+        assert {f.metric for f in batch.fields} <= set(host.METRICS)
+
+
+def test_a_proc_that_lacks_files_is_unreadable_not_empty(tmp_path):
+    reader = host.open_reader(Host(procfs=tmp_path), "h")
+    with pytest.raises(SourceError, match="host: ") as error:
+        reader.read()
+    host.open_reader(Host(), "here")
+    assert error.value.reason == "unreadable"

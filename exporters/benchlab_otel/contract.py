@@ -26,6 +26,8 @@ CLOCK_OFFSET, CLOCK_UNCERTAINTY = "clock.offset_ns", "clock.uncertainty_ns"
 CLOCK_WALL_OFFSET, CLOCK_SUSPENDED = "clock.wall_offset_ns", "clock.suspended_ns"
 SIMULATED = "benchlab.simulated"  # a resource attribute; true wherever any input was simulated
 SESSION_ID = "session.id"
+NOTE, NOTE_TEXT = "note", "note.text"
+REPLAYED = "benchlab.replayed"  # a resource attribute: the id of the session that a replay comes from
 
 # -- metrics ----------------------------------------------------------------------------------
 
@@ -42,6 +44,9 @@ class Metric:
     description: str
     labels: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()  # of a histogram
+
+    def __hash__(self) -> int:  # metrics are keys all over, and hashing all fields costs 1 us
+        return hash(self.name)
 
 
 SECONDS = (

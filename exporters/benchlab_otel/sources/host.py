@@ -1,9 +1,23 @@
-"""Processor time, memory, disks and network of the host, by psutil; metrics only, no samples."""
+"""The host: processors, memory, swap, disks, network, pressure, and the processes of the pipeline.
+
+By psutil, where it has it; metrics only, no samples. Disks are whole ones, without their partitions,
+so that they can be summed. Processors have a frequency where the kernel scales it, which virtual
+machines mostly don't. Pressure stall information is there from Linux 4.20 on
+(Documentation/accounting/psi.rst).
+
+The pipeline's processes are those that this program started (the command of `record`) with all their
+children, and those of `sources.host.pids` and `.cgroups`.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import socket
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -12,7 +26,26 @@ from benchlab_otel import contract
 from benchlab_otel.config import Host
 from benchlab_otel.contract import Metric
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
+from benchlab_otel.sources.sysfs import is_mount_of, text
 from benchlab_otel.timebase import anchor
+
+METRICS = (
+    contract.CPU_TIME,
+    contract.CPU_UTILIZATION,
+    contract.CPU_FREQUENCY,
+    contract.MEMORY_USAGE,
+    contract.MEMORY_LIMIT,
+    contract.PAGING_USAGE,
+    contract.DISK_IO,
+    contract.DISK_OPERATIONS,
+    contract.NETWORK_IO,
+    contract.NETWORK_DROPPED,
+    contract.NETWORK_ERRORS,
+    contract.PRESSURE,
+    contract.UPTIME,
+    contract.PROCESS_CPU_TIME,
+    contract.PROCESS_MEMORY,
+)
 
 _MODES = {  # psutil's names to those of the semantic conventions; guest is in user already
     "user": "user", "nice": "nice", "system": "system", "idle": "idle", "iowait": "iowait",
@@ -29,35 +62,65 @@ def addresses(settings: Host) -> list[str]:
 
 def open_reader(settings: Host, address: str) -> HostReader:
     """The reader of this host."""
-    return HostReader(address)
+    return HostReader(settings, address)
 
 
 class HostReader:
-    """What psutil tells about the host. Utilization is that since the reading before."""
+    """What the kernel tells about the host. Utilization is that since the reading before."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, settings: Host, name: str) -> None:
+        psutil.PROCFS_PATH = str(settings.procfs)  # one host a process: psutil has it once for all
+        self._settings = settings
         booted = anchor().offset_ns  # CLOCK_MONOTONIC is 0 at boot
-        self.device = Device(f"host-{name}", "host", f"host {name}", counting_since_ns=booted)
+        self.device = Device(
+            f"host-{name}",
+            "host",
+            f"host {name}",
+            simulated=not is_mount_of(settings.procfs, "proc"),
+            counting_since_ns=booted,
+        )
         self._times: dict[str, float] = {}
+        self._fields: dict[tuple[str, tuple[str, ...]], Field] = {}
+        self._processes: dict[int, psutil.Process] = {}
+        self._clocks = _clock_files(settings.sysfs)
 
     def read(self) -> Reply:
         """All values of one moment."""
         start = anchor().now_ns()
+        settings = self._settings
         try:
-            values = [*self._processors(), *_memory(), *_disks(), *_network()]
+            values = [
+                *self._processors(),
+                *self._frequencies(),
+                *_memory(),
+                *_disks(settings.sysfs),
+                *_network(),
+                *_pressure(settings.procfs),
+                (contract.UPTIME, (), time.clock_gettime(time.CLOCK_BOOTTIME)),
+                *self._pipeline(),
+            ]
         except (OSError, psutil.Error) as error:
             raise SourceError("unreadable", f"host: {error}", "mount /proc readable") from None
         return Reply(start, anchor().now_ns(), values)
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
-        """One by one: disks and interfaces come and go."""
+        """One by one: disks, interfaces and processes come and go."""
         for reply in replies:
             values: list[_Value] = reply.raw
-            fields = [Field("", m, dict(zip(m.labels, labels, strict=True))) for m, labels, _ in values]
+            fields = [self._field(metric, labels) for metric, labels, _ in values]
             yield Batch(*times([reply]), fields, np.array([[value for _, _, value in values]]))
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Closes the files of the processors' clocks."""
+        for file in self._clocks.values():
+            os.close(file)
+        self._clocks = {}
+
+    def _field(self, metric: Metric, labels: tuple[str, ...]) -> Field:
+        key = (metric.name, labels)
+        if key not in self._fields:
+            self._fields[key] = Field("", metric, dict(zip(metric.labels, labels, strict=True)))
+        return self._fields[key]
 
     def _processors(self) -> Iterator[_Value]:
         raw = psutil.cpu_times()._asdict()
@@ -71,21 +134,106 @@ class HostReader:
             yield from ((contract.CPU_UTILIZATION, (mode,), part / total) for mode, part in used.items())
         self._times = times
 
+    def _frequencies(self) -> Iterator[_Value]:
+        """Each processor's clock; psutil has them without the processors' numbers."""
+        for number, file in self._clocks.items():
+            with suppress(OSError, ValueError):  # a processor that was switched off
+                yield contract.CPU_FREQUENCY, (number,), int(os.pread(file, 32, 0)) * 1e3
+
+    def _pipeline(self) -> Iterator[_Value]:
+        """The pipeline's processes; one that ends between two steps is not there."""
+        found = {}
+        for pid in _pids(self._settings):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                process = found[pid] = self._processes.get(pid) or psutil.Process(pid)
+                with process.oneshot():
+                    name, cpu, memory = process.name(), process.cpu_times(), process.memory_info()
+                yield contract.PROCESS_CPU_TIME, (str(pid), name, "user"), cpu.user
+                yield contract.PROCESS_CPU_TIME, (str(pid), name, "system"), cpu.system
+                yield contract.PROCESS_MEMORY, (str(pid), name), float(memory.rss)
+        self._processes = found
+
+
+def _clock_files(sysfs: Path) -> dict[str, int]:
+    """The open file of each processor's clock (kHz), by its number."""
+    files = {}
+    for path in sorted((sysfs / "devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")):
+        with suppress(OSError):
+            number = path.parts[-3].removeprefix("cpu")
+            files[number] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return files
+
 
 def _memory() -> Iterator[_Value]:
     memory = psutil.virtual_memory()
     for state in _MEMORY_STATES:
         if hasattr(memory, state):
             yield contract.MEMORY_USAGE, (state,), float(getattr(memory, state))
+    yield contract.MEMORY_LIMIT, (), float(memory.total)
+    swap = psutil.swap_memory()
+    if swap.total:
+        yield contract.PAGING_USAGE, ("used",), float(swap.used)
+        yield contract.PAGING_USAGE, ("free",), float(swap.free)
 
 
-def _disks() -> Iterator[_Value]:
-    for disk, io in (psutil.disk_io_counters(perdisk=True) or {}).items():
-        yield contract.DISK_IO, (disk, "read"), float(io.read_bytes)
-        yield contract.DISK_IO, (disk, "write"), float(io.write_bytes)
+def _disks(sysfs: Path) -> Iterator[_Value]:
+    try:
+        whole = {name.replace("!", "/") for name in os.listdir(sysfs / "block")}  # noqa: PTH208 - names only
+    except OSError:
+        whole = None
+    # nowrap is for kernels that count in 32 bits
+    for disk, io in (psutil.disk_io_counters(perdisk=True, nowrap=False) or {}).items():
+        if not (io.read_count or io.write_count):
+            continue  # loop and ram devices come by the dozen, unused
+        if whole is None or disk in whole:
+            yield contract.DISK_IO, (disk, "read"), float(io.read_bytes)
+            yield contract.DISK_IO, (disk, "write"), float(io.write_bytes)
+            yield contract.DISK_OPERATIONS, (disk, "read"), float(io.read_count)
+            yield contract.DISK_OPERATIONS, (disk, "write"), float(io.write_count)
 
 
 def _network() -> Iterator[_Value]:
-    for interface, io in (psutil.net_io_counters(pernic=True) or {}).items():
-        yield contract.NETWORK_IO, (interface, "receive"), float(io.bytes_recv)
-        yield contract.NETWORK_IO, (interface, "transmit"), float(io.bytes_sent)
+    for interface, io in (psutil.net_io_counters(pernic=True, nowrap=False) or {}).items():
+        for metric, received, sent in (
+            (contract.NETWORK_IO, io.bytes_recv, io.bytes_sent),
+            (contract.NETWORK_DROPPED, io.dropin, io.dropout),
+            (contract.NETWORK_ERRORS, io.errin, io.errout),
+        ):
+            yield metric, (interface, "receive"), float(received)
+            yield metric, (interface, "transmit"), float(sent)
+
+
+_STALL = re.compile(r"^(some|full) .*total=(\d+)$", re.MULTILINE)
+
+
+def _pressure(procfs: Path) -> Iterator[_Value]:
+    """Time that tasks waited; none where the kernel does not keep it."""
+    for resource in ("cpu", "io", "memory", "irq"):
+        for kind, total_us in _STALL.findall(text(procfs / "pressure" / resource)):
+            yield contract.PRESSURE, (resource, kind), int(total_us) * 1e-6
+
+
+# -- the pipeline's processes -----------------------------------------------------------------
+
+
+def _pids(settings: Host) -> list[int]:
+    """All of them, in order."""
+    own: list[int] = []
+    with suppress(OSError, ValueError):  # not getpid(): procfs may be the host's, which numbers differently
+        own = list(_children(settings.procfs, int((settings.procfs / "self").readlink().name)))
+    named = [pid for cgroup in settings.cgroups for pid in _of_cgroup(settings.sysfs, cgroup)]
+    return sorted({*own, *settings.pids, *named})
+
+
+def _children(procfs: Path, pid: int) -> Iterator[int]:
+    """The processes that a process started and theirs, by the kernel's lists (CONFIG_PROC_CHILDREN)."""
+    for tasks in (procfs / str(pid) / "task").glob("*/children"):
+        for child in map(int, text(tasks).split()):
+            yield child
+            yield from _children(procfs, child)
+
+
+def _of_cgroup(sysfs: Path, name: str) -> Iterator[int]:
+    """The processes of a cgroup and of those below it."""
+    for path in (sysfs / "fs/cgroup" / name.strip("/")).rglob("cgroup.procs"):
+        yield from map(int, text(path).split())

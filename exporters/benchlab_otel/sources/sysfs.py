@@ -76,10 +76,15 @@ def place(folder: Path) -> str:
 
 def is_sysfs(tree: Path) -> bool:
     """Whether a path is of the kernel's sysfs, wherever it is mounted: anything else is a fixture."""
+    return is_mount_of(tree, "sysfs")
+
+
+def is_mount_of(tree: Path, kind: str) -> bool:
+    """Whether a path is on a file system of that kind."""
     device = tree.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return any(m[2] == number and m[m.index("-") + 1] == "sysfs" for m in mounts)
+    return any(m[2] == number and m[m.index("-") + 1] == kind for m in mounts)
 
 
 class SensorReader:
