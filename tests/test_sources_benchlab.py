@@ -206,6 +206,8 @@ def test_samples_metrics_and_the_simulated_mark_reach_the_sink():
     assert eps1[-1] is None  # ended with the session
     assert receiver.values("exporter.collect.success", {"source": "benchlab", "hw.id": hw_id})[0] == 1.0
     assert receiver.values("exporter.collect.duration")[0] > 0.0
+    assert before * 1e-9 < receiver.values("exporter.collect.last_success.timestamp")[0]
+    assert receiver.values("exporter.collect.time.uncertainty")[0] > 0.0
 
 
 def test_unplugged_and_plugged_in_again_is_a_gap():
@@ -230,6 +232,46 @@ def test_unplugged_and_plugged_in_again_is_a_gap():
     shown = {m.name: p.flags for _, m, _, p in failed if p.time_unix_nano > asked}
     assert shown["hw.host.power"] == 1  # no recorded value: the series has ended
     assert all(flags == 1 for name, flags in shown.items() if not name.startswith("exporter.collect."))
+
+
+def usb_tty(sysfs, name: str, vendor: str, product: str) -> None:
+    """As the kernel shows a CDC port: the interface's parent is the USB device."""
+    device = sysfs / f"devices/usb1/{name}-device"
+    (device / "1-1:1.0").mkdir(parents=True)
+    (device / "idVendor").write_text(vendor + "\n")
+    (device / "idProduct").write_text(product + "\n")
+    (sysfs / "class/tty" / name).mkdir(parents=True)
+    (sysfs / "class/tty" / name / "device").symlink_to(device / "1-1:1.0")
+
+
+def test_ports_are_found_by_their_usb_ids(tmp_path):
+    assert benchlab.addresses(Benchlab(sysfs=tmp_path)) == [""]
+    usb_tty(tmp_path, "ttyACM1", "0483", "5740")
+    usb_tty(tmp_path, "ttyACM0", "2341", "0043")
+    usb_tty(tmp_path, "ttyACM7", "0483", "5740")
+    (tmp_path / "class/tty/ttyACM9").mkdir()
+    assert benchlab.addresses(Benchlab(sysfs=tmp_path)) == ["/dev/ttyACM1", "/dev/ttyACM7"]
+
+
+def test_devices_that_are_plugged_in_later_are_read_without_a_restart(tmp_path):
+    receiver = Receiver()
+    section = Benchlab(ports=(f"{tmp_path}/tty*",), timeout_s=5.0)
+    running = sources.start(["benchlab"], Sources(benchlab=section), receiver, "s", None, 0.02, 0.02)
+    try:
+        (health,) = running.health()
+        wait_for(lambda: health.failures["absent"])
+        with Emulator(TRUTH, path=tmp_path / "ttyA", seed=1), Emulator(TRUTH, path=tmp_path / "ttyB") as b:
+            wait_for(lambda: [h.ok for h in running.health()] == [True, True])
+            b.unplug()
+            wait_for(lambda: [h.ok for h in running.health()].count(False) == 1)
+            b.path = tmp_path / "ttyC"  # comes back as another port
+            b.replug()
+            wait_for(lambda: len(running.health()) == 2 and all(h.ok for h in running.health()))
+        assert {h.address for h in running.health()} == {f"{tmp_path}/ttyA", f"{tmp_path}/ttyC"}
+    finally:
+        running.stop()
+    assert len({attributes["hw.id"] for _, attributes in receiver.samples()}) == 2
+    assert None in receiver.values("exporter.collect.success", {"hw.id": f"{tmp_path}/tty*"})
 
 
 @pytest.mark.parametrize(

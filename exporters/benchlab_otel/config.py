@@ -33,9 +33,19 @@ def _state_directory() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Where recorded sessions are kept."""
+    """Where recorded sessions are kept; recording stops when less than `min_free_mib` are left there."""
 
     data_dir: Path = field(default_factory=_state_directory)
+    min_free_mib: NotNegative = 256.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What `sessions prune` keeps: raw data (samples, metrics), sessions, and GiB of all (0: no limit)."""
+
+    raw_days: NotNegative = 7.0
+    aligned_days: NotNegative = 90.0
+    max_gib: NotNegative = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,7 @@ class Align:
 
 @dataclass(frozen=True, slots=True)
 class Benchlab:
-    """`ports` empty = every BENCHLAB found on USB; lag and averaging window only where known.
+    """`ports` (also /dev/tty*) empty = every BENCHLAB on USB; lag and averaging window only where known.
 
     An emulator says itself that it is simulated; `simulated` is for one that does not.
     """
@@ -79,6 +89,7 @@ class Benchlab:
     window_ms: NotNegative | None = None
     timeout_s: Positive = 0.25
     simulated: bool = False
+    sysfs: Path = Path("/sys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +165,7 @@ class Settings:
     """Everything that can be configured."""
 
     session: Session = field(default_factory=Session)
+    retention: Retention = field(default_factory=Retention)
     hub: Hub = field(default_factory=Hub)
     probe: Probe = field(default_factory=Probe)
     align: Align = field(default_factory=Align)

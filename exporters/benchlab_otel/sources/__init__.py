@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from threading import Event, Thread
 from typing import Any, Protocol, cast
 
 from benchlab_otel.config import Sources
@@ -42,23 +44,60 @@ def load(name: str) -> Source:
 
 
 class Running:
-    """Sources at work."""
+    """Sources at work; what is plugged in later is found every few seconds and read too.
 
-    def __init__(self, runners: Sequence[Runner]) -> None:
-        self._runners = runners
-        for runner in runners:
-            runner.start()
+    `addresses` gives (source, address) of what can be read now, `new_runner` what reads one.
+    """
+
+    def __init__(self, addresses: Callable[[], list[_Place]], new_runner: Callable[[_Place], Runner]) -> None:
+        self._addresses, self._new_runner = addresses, new_runner
+        self._runners: dict[_Place, Runner] = {}
+        self._stop = Event()
+        self._take_stock()
+        self._thread = Thread(target=self._watch, name="benchlab-otel-devices", daemon=True)
+        self._thread.start()
 
     def health(self) -> list[Health]:
         """How each device is doing."""
-        return [runner.health for runner in self._runners]
+        return [runner.health for runner in self._runners.copy().values()]
 
     def stop(self) -> None:
         """Ends reading; all that was read has been handed to the sink when this returns."""
-        for runner in self._runners:
+        self._stop.set()
+        self._thread.join()
+        for runner in self._runners.values():
             runner.request_stop()
-        for runner in self._runners:
+        for runner in self._runners.values():
             runner.stop()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(LOOK_S):
+            self._take_stock()
+
+    def _take_stock(self) -> None:
+        """Starts runners for what is new, ends those that have nothing to wait for."""
+        listed = self._addresses()
+        for place in listed:
+            if not any(_same(place, known) for known in self._runners):
+                self._runners[place] = self._new_runner(place)
+                self._runners[place].start()
+        for place in [p for p in self._runners if p not in listed and self._superseded(p)]:
+            self._runners.pop(place).stop()
+
+    def _superseded(self, place: _Place) -> bool:
+        """Whether no device was ever there, or the one that was is read elsewhere by now."""
+        device = self._runners[place].health.device
+        others = [r.health for known, r in self._runners.items() if known != place]
+        return device is None or any(h.ok and h.device and h.device.hw_id == device.hw_id for h in others)
+
+
+LOOK_S = 3.0
+_Place = tuple[str, str]
+
+
+def _same(a: _Place, b: _Place) -> bool:
+    """Whether two addresses are one: a port's stable name appears a little later than the port."""
+    return a == b or (a[0] == b[0] and os.path.realpath(a[1]) == os.path.realpath(b[1]))
 
 
 def start(
@@ -75,23 +114,30 @@ def start(
     A device that is not there or not readable is no error: its health says so and it is tried
     again. Raises ValueError for a name that is no source.
     """
-    runners = []
-    for name in names:
-        source, section = load(name), getattr(settings, name)
-        for address in source.addresses(section):
-            runners.append(
-                Runner(
-                    name,
-                    address,
-                    partial(source.open_reader, section, address),
-                    Schedule(1.0 / section.rate_hz, time.monotonic()),
-                    sink,
-                    partial(_resource, name, session_id, resource_extra or {}),
-                    flush_s,
-                    metrics_s,
-                )
-            )
-    return Running(runners)
+    found = {name: (load(name), getattr(settings, name)) for name in names}
+
+    def new_runner(place: _Place) -> Runner:
+        name, address = place
+        source, section = found[name]
+        return Runner(
+            name,
+            address,
+            partial(source.open_reader, section, address),
+            Schedule(1.0 / section.rate_hz, time.monotonic()),
+            sink,
+            partial(_resource, name, session_id, resource_extra or {}),
+            flush_s,
+            metrics_s,
+        )
+
+    def addresses() -> list[_Place]:
+        return [
+            (name, address)
+            for name, (source, section) in found.items()
+            for address in source.addresses(section)
+        ]
+
+    return Running(addresses, new_runner)
 
 
 def _resource(source: str, session_id: str, extra: Mapping[str, Scalar], device: Device | None) -> Resource:

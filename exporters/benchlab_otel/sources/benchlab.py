@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 import numpy as np
-from serial.tools import list_ports
 
 from benchlab_otel import contract, wire
 from benchlab_otel.config import Benchlab
@@ -26,26 +26,37 @@ _BY_ID = Path("/dev/serial/by-id")
 
 
 def addresses(settings: Benchlab) -> list[str]:
-    """The configured ports, else those of every USB device that may be a BENCHLAB; never none.
+    """The configured ports that are there, else those of every USB device that may be a BENCHLAB.
 
-    "" stands for the first one that will be plugged in.
+    Never none: a port that is named and not there is listed too, "" stands for one to come.
     """
-    return list(settings.ports) or _usb_ports() or [""]
+    if settings.ports:
+        return [port for name in settings.ports for port in sorted(glob(name)) or [name]]  # noqa: PTH207 (absolute)
+    return _usb_ports(settings.sysfs) or [""]
 
 
-def _usb_ports() -> list[str]:
+def _usb_ports(sysfs: Path) -> list[str]:
     """Ports with the stock ST ids, by their stable names where udev gives them."""
     stable = {link.resolve(): link for link in _BY_ID.glob("*")}
-    ports = [Path(p.device) for p in list_ports.comports() if (p.vid, p.pid) == wire.USB_ID]
-    return [str(stable.get(port.resolve(), port)) for port in ports]
+    names = sorted(tty.name for tty in (sysfs / "class/tty").glob("ttyACM*") if _usb_id(tty) == wire.USB_ID)
+    ports = [Path("/dev") / name for name in names]
+    return [str(stable.get(port, port)) for port in ports]
+
+
+def _usb_id(tty: Path) -> tuple[int, int] | None:
+    """(vendor, product) of the USB device that a tty's interface belongs to."""
+    device = (tty / "device").resolve().parent
+    try:
+        return int((device / "idVendor").read_text(), 16), int((device / "idProduct").read_text(), 16)
+    except (OSError, ValueError):
+        return None
 
 
 def open_reader(settings: Benchlab, address: str) -> BenchlabReader:
     """Opens a port for this process alone, and makes sure that a BENCHLAB is on it."""
-    path = address or next(iter(_usb_ports()), "")
-    if not path:
+    if not address:
         raise SourceError("absent", "no BENCHLAB on USB (0483:5740)", NOT_FOUND)
-    return BenchlabReader(settings, path)
+    return BenchlabReader(settings, address)
 
 
 class BenchlabReader:

@@ -5,11 +5,12 @@ time: `Reader.read` only asks, and `Reader.decode` makes values of many replies 
 
 A source is one module of this package with two functions:
 
-- `addresses(settings) -> list[str]`: what can be read here, each in a thread of its own;
-- `open_reader(settings, address) -> Reader`: opens one and makes sure that it is what it should be.
+- `addresses(settings) -> list[str]`: what can be read here, each in a thread of its own; asked again
+  every few seconds, so cheap, and it never raises;
+- `open_reader(settings, address) -> Reader`: opens one and makes sure that it is what it should be,
+  else SourceError.
 
-`settings` is the source's own section of `config.Sources`. Both raise SourceError. A further
-source is a module, a section there, and its name in `sources.NAMES`.
+`settings` is the source's own section of `config.Sources`. A further source is a module, a section there, and its name in `sources.NAMES`.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ Series = tuple[contract.Metric, tuple[tuple[str, str], ...]]
 
 _SHORT_WAIT_S = 0.1
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+_FOREIGN_PAUSE_S = 30.0  # what was never a device of the source's is asked seldom
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ class Runner:
             raise
 
     def _read_until_stopped(self) -> None:
-        pause = 0.0
+        pause, longest = 0.0, _LONGEST_PAUSE_S
         while not self._stop.wait(pause):
             readings = self.health.readings
             try:
@@ -115,8 +116,10 @@ class Runner:
                     self._read_on(reader)
             except SourceError as error:
                 self._failed(error)
+                foreign = error.reason == "unknown" and self.health.device is None
+                longest = _FOREIGN_PAUSE_S if foreign else _LONGEST_PAUSE_S
             came = self.health.readings > readings
-            pause = _FIRST_PAUSE_S if came else min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, pause * 2))
+            pause = _FIRST_PAUSE_S if came else min(longest, max(_FIRST_PAUSE_S, pause * 2))
         self._tell([])
         self._sink.traces(encode_request(self._resource, [self._session_span()]))
 
