@@ -6,8 +6,9 @@
        name|serial|vbios TEXT
        KEY VALUE...           what a call tells: the n-th call the n-th value, then the last one again
        compute|graphics PID:BYTES...   processes
-   A value is a number, !CODE for an error of NVML, or @START:RATE:PERIOD_MS for START + RATE * seconds,
-   which stands still for PERIOD_MS each. A key that is not there is NVML_ERROR_NOT_SUPPORTED.
+   A value is a number, !CODE for an error of NVML, ~MS for 0 after that long, or @START:RATE:PERIOD_MS for
+   START + RATE * seconds, which stands still for PERIOD_MS each. A key that is not there is
+   NVML_ERROR_NOT_SUPPORTED.
 
    Functions and structs: NVML API reference, https://docs.nvidia.com/deploy/nvml-api */
 #define _GNU_SOURCE
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { OK = 0, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, NOT_LOADED = 9 };
 enum { OBJECTS = 32, ENTRIES = 80, VALUES = 64 };
@@ -82,7 +84,10 @@ static struct entry *find(struct object *object, const char *key) {
 static int evaluate(const char *value, u64 *out) {
     double start, rate, period;
     if (*value == '!') return atoi(value + 1);
-    if (sscanf(value, "@%lf:%lf:%lf", &start, &rate, &period) == 3) {
+    if (*value == '~') {
+        usleep(atoi(value + 1) * 1000);
+        *out = 0;
+    } else if (sscanf(value, "@%lf:%lf:%lf", &start, &rate, &period) == 3) {
         u64 steps = (now() - begun) * 1e3 / period;
         *out = start + rate * steps * period * 1e-3;
     } else
@@ -91,12 +96,13 @@ static int evaluate(const char *value, u64 *out) {
 }
 
 static int told(struct object *object, const char *key, u64 *out) {
-    pthread_mutex_lock(&lock);
     struct entry *entry = find(object, key);
-    int code = entry && entry->count ? evaluate(entry->values[entry->next], out) : UNSUPPORTED;
-    if (entry && entry->next < entry->count - 1) entry->next++;
+    if (!entry || !entry->count) return UNSUPPORTED;
+    pthread_mutex_lock(&lock);
+    const char *value = entry->values[entry->next];
+    if (entry->next < entry->count - 1) entry->next++;
     pthread_mutex_unlock(&lock);
-    return code;
+    return evaluate(value, out);
 }
 
 static int told_uint(struct object *object, const char *key, unsigned *out) {

@@ -125,7 +125,8 @@ class NvmlReader:
     """One GPU. Not for two threads; NVML is initialized, and `close` ends that."""
 
     def __init__(self, handle: Any, what: str) -> None:
-        uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+        uuid = pynvml.nvmlDeviceGetUUID(handle)
+        name = optional(pynvml.nvmlDeviceGetName, handle) or "a GPU without name"
         domain = "gpu" if pynvml.nvmlDeviceGetCount() == 1 else f"gpu-{pynvml.nvmlDeviceGetIndex(handle)}"
         card = Gpu(handle, hw_id(uuid), domain)
         found = meters(handle)
@@ -139,7 +140,7 @@ class NvmlReader:
         self.device = Device(
             card.hw_id,
             "gpu",
-            f"{name}, driver {pynvml.nvmlSystemGetDriverVersion()}, {_by(self._names, card)}",
+            f"{name}, driver {optional(pynvml.nvmlSystemGetDriverVersion)}, {_by(self._names, card)}",
             simulated=name.startswith(wire.SIMULATED_NAME),
             attributes=_window(self._names),
         )
@@ -213,9 +214,9 @@ class Refresh:
         """Takes in (n, 1) values, or (n, 0) of a GPU without a meter; seconds, NaN where not known."""
         for time, value in zip(time_ns.tolist(), values.ravel().tolist(), strict=False):
             self._polls += 1
-            if value != self._last:
+            if value != self._last and self._polls > 1:  # when the first value came up is not known
                 self._changes.append((self._polls, time))
-                self._last = value
+            self._last = value
         changes = len(self._changes) - 1
         if changes < self.LEAST:
             return math.nan

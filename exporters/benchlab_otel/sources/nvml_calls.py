@@ -60,6 +60,8 @@ def optional(function: Callable[..., Any], *arguments: Any) -> Any | None:
         if error.value in _GONE:
             raise
         return None
+    except UnicodeDecodeError:  # text from a damaged infoROM
+        return None
 
 
 def either(new: Callable[..., Any], old: Callable[..., Any], *arguments: Any) -> Any | None:

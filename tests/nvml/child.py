@@ -1,0 +1,90 @@
+"""Reads GPUs as its caller asks, one JSON line a request: the loader looks for NVML once in a process.
+
+With the stub in LD_LIBRARY_PATH, NVIDIA's own bindings load it as they do the driver's library.
+"""
+
+import json
+import os
+import sys
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchlab_otel import sources
+from benchlab_otel.config import Nvml, Sources
+from benchlab_otel.sources import nvml
+from benchlab_otel.sources.reading import SourceError
+from conftest import wait_for
+from receiving import Receiver
+
+
+def read(readings: int, pause_s: float = 0.0, at_once: bool = True) -> list[dict]:
+    """So many readings of each GPU."""
+    return [_read(address, readings, pause_s, at_once) for address in nvml.addresses(Nvml())]
+
+
+def _read(address: str, readings: int, pause_s: float, at_once: bool) -> dict:
+    told: dict = {"address": address, "samples": [], "times": [], "values": [], "error": None}
+    waiting = []
+    try:
+        with closing(nvml.open_reader(Nvml(), address)) as reader:
+            told["device"] = asdict(reader.device)
+            for number in range(readings):
+                waiting.append(reader.read())
+                if not at_once or number == readings - 1:
+                    for batch in reader.decode(waiting):
+                        note(told, batch)
+                    waiting = []
+                time.sleep(pause_s)
+    except SourceError as error:
+        told["error"] = {"reason": error.reason, "message": str(error), "fix": error.fix}
+    return told
+
+
+def note(told: dict, batch) -> None:
+    """What goes on spans, of all readings, and the metrics of the last one."""
+    keyed = [(i, f.key) for i, f in enumerate(batch.fields) if f.key]
+    told["samples"] += [{key: row[i] for i, key in keyed} for row in batch.values.tolist()]
+    told["times"] += batch.start_ns.tolist()
+    values = batch.values[-1].tolist()
+    told["values"] = [
+        [f.metric.name, dict(f.labels), v] for f, v in zip(batch.fields, values, strict=True) if v == v
+    ]
+
+
+def run(until: list, rate_hz: float = 100.0) -> dict:
+    """The source at work until each (metric, labels) was told, and ten readings more of those well."""
+    receiver = Receiver()
+    settings = Sources(nvml=Nvml(rate_hz=rate_hz))
+    running = sources.start(["nvml"], settings, receiver, "s", flush_s=0.02, metrics_s=0.01)
+    try:
+        wait_for(lambda: all(receiver.values(metric, labels) for metric, labels in until))
+        goals = [(h, h.readings + 10) for h in running.health() if h.ok]
+        wait_for(lambda: all(h.readings >= goal for h, goal in goals))
+    finally:
+        running.stop()
+    return {
+        "outline": receiver.outline(),
+        "simulated": [resource.get("benchlab.simulated") for resource, *_ in receiver.spans],
+        "values": {json.dumps([m, labels]): receiver.values(m, labels) for m, labels in until},
+        "health": [
+            {"ok": h.ok, "message": h.message, "readings": h.readings, "failures": dict(h.failures)}
+            for h in running.health()
+        ],
+    }
+
+
+def main() -> None:
+    """Answers requests until there are no more: {"script": path, "do": name, arguments}."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        os.environ["NVML_STUB"] = request.pop("script")
+        answer = {"read": read, "run": run}[request.pop("do")](**request)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
