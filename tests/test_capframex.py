@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from benchlab_otel.align.marks import UnknownMark
-from benchlab_otel.export.capframex import Options, write_csv, write_json
+from benchlab_otel.export.capframex import write_json
+from benchlab_otel.export.capframex_columns import Options
+from benchlab_otel.export.capframex_csv import write_csv, write_presentmon
 from benchlab_otel.export.capframex_statistics import fps_per_10_watts, statistics
 from capframex_validator import csv_problems, json_problems, pc_latency_shows, shared_hashes
 from frames_of import MS, START, make_energy, make_readings, make_run

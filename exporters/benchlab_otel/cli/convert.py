@@ -1,29 +1,50 @@
-"""`convert SESSION --to FORMAT`: captures for other programs."""
+"""`convert SESSION --to FORMAT`: captures and tables for other programs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
-import numpy as np
 import typer
 
+from benchlab_otel.archive.session import Session
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
-from benchlab_otel.cli.session import find, load_energies
-from benchlab_otel.export import capframex
-from benchlab_otel.export.capframex_statistics import statistics
+from benchlab_otel.cli.session import find, load_energies, reading
+from benchlab_otel.export import capframex, capframex_csv
+from benchlab_otel.export.capframex_columns import NO_OPTIONS, Options
+from benchlab_otel.export.capframex_statistics import shown
+from benchlab_otel.export.csv import write_csv
+from benchlab_otel.export.otlp_json import write_otlp_json
+from benchlab_otel.export.perfetto import write_perfetto
+from benchlab_otel.export.stream import stream
+from benchlab_otel.export.tables import Block, name_of, table_blocks
 from benchlab_otel.model import Run
 
-Writer = Callable[[Path, Sequence[Run], capframex.Options], None]
-FORMATS: dict[str, tuple[str, Writer]] = {  # name: (suffix, writer of the runs of one pipeline)
+Writer = Callable[[Path, Sequence[Run], Options], None]
+CAPTURES: dict[str, tuple[str, Writer]] = {  # name: (suffix, writer of the runs of one pipeline)
     "capframex-json": (".json", capframex.write_json),
-    "capframex-csv": (".csv", capframex.write_csv),
+    "capframex-csv": (".csv", capframex_csv.write_csv),
+    "presentmon-csv": (".csv", capframex_csv.write_presentmon),
 }
-Format = StrEnum("Format", {name: name for name in FORMATS})  # type: ignore[misc]  # made from the table
+Whole = Literal["parquet", "csv", "perfetto", "otlp-json"]
+Format = StrEnum("Format", {name: name for name in (*CAPTURES, *get_args(Whole))})  # type: ignore[misc]  # made from the tables
+
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pair", metavar="FROM:TO", help="Latency between two marks; the first one is the PC latency."
+    ),
+]
+Accelerators = Annotated[
+    list[str] | None,
+    typer.Option("--accelerator", metavar="STAGE", help="A stage that runs on a GPU or NPU."),
+]
 
 
 def command(
@@ -32,36 +53,76 @@ def command(
     ],
     to: Annotated[Format, typer.Option("--to", help="The format.")],
     out: Annotated[
-        Path, typer.Option(metavar="PATH", help="A file, or a folder that gets one file a pipeline.")
-    ] = Path(),
-    pair: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FROM:TO", help="Latency between two marks; the first one is the PC latency."),
+        Path | None, typer.Option(metavar="PATH", help="A file, or a folder; default: below this one.")
     ] = None,
-    accelerator: Annotated[
-        list[str] | None, typer.Option(metavar="STAGE", help="A stage that runs on a GPU or NPU.")
-    ] = None,
+    pair: Pairs = None,
+    accelerator: Accelerators = None,
     pipeline: Annotated[str | None, typer.Option(metavar="NAME", help="Only this pipeline.")] = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Write what was recorded as a capture: frame times, stages, power and joules.
+    """Write what was recorded in another format: frame times, stages, power and joules.
+
+    \b
+    capframex-json    for CapFrameX: frame times, latencies, stages, power; a file for each pipeline
+    capframex-csv     frame times and one latency, for CapFrameX 1.8; presentmon-csv: as PresentMon 1.x
+    parquet, csv      frames, stages, samples and energy: tidy tables, a folder of four files
+    perfetto          a trace for ui.perfetto.dev: stages as slices, power as counters
+    otlp-json         the requests as they came, as the Collector's JSON lines
 
     \b
     Examples:
       benchlab-otel convert latest --to capframex-json
       benchlab-otel convert latest --to capframex-json --out cam0.json --pair ingress:display
+      benchlab-otel convert latest --to parquet --out tables
     """
-    settings = options.settings(config)
-    runs = [run for name in session for run in load_energies(find(name, settings.session.data_dir))]
-    wanted = _by_pipeline(runs, pipeline)
-    suffix, write = FORMATS[to.value]
-    chosen = capframex.Options(tuple(pair or ()), tuple(accelerator or ()))
-    for path, group in _targets(wanted, out, suffix):
-        try:
-            write(path, group, chosen)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        print(f"{path}  {_shown(group)}")
+    data_dir = options.settings(config).session.data_dir
+    sessions = [find(name, data_dir) for name in session]
+    for line in convert(
+        sessions, to.value, out, Options(tuple(pair or ()), tuple(accelerator or ())), pipeline
+    ):
+        print(line)
+
+
+def convert(
+    sessions: Sequence[Session],
+    to: str,
+    out: Path | None = None,
+    chosen: Options = NO_OPTIONS,
+    pipeline: str | None = None,
+    prefix: str = "",
+) -> Iterator[str]:
+    """Writes the sessions in the format `to` and tells of each file in a line.
+
+    Captures in a folder are named after their pipeline, with `prefix` before it. Raises UserError for
+    what can't be converted so, OSError for the disk.
+    """
+    try:
+        if to in CAPTURES:
+            yield from _captures(sessions, to, out or Path(), chosen, pipeline, prefix)
+            return
+        if chosen != NO_OPTIONS:
+            raise UserError(f"--pair and --accelerator are for {', '.join(CAPTURES)}; {to} has every stage")
+        yield WHOLE[to](sessions, out, pipeline)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+# -- captures, one a pipeline -----------------------------------------------------------------
+
+
+def _captures(
+    sessions: Sequence[Session],
+    to: str,
+    out: Path,
+    chosen: Options,
+    pipeline: str | None,
+    prefix: str,
+) -> Iterator[str]:
+    runs = [run for session in sessions for run in load_energies(session)]
+    suffix, write = CAPTURES[to]
+    for path, group in _targets(_by_pipeline(runs, pipeline), out, suffix, prefix):
+        write(path, group, chosen)
+        yield f"{path}  {shown(group)}"
 
 
 def _by_pipeline(runs: Sequence[Run], only: str | None) -> dict[str, list[Run]]:
@@ -77,7 +138,9 @@ def _by_pipeline(runs: Sequence[Run], only: str | None) -> dict[str, list[Run]]:
     return {only: groups[only]}
 
 
-def _targets(groups: dict[str, list[Run]], out: Path, suffix: str) -> list[tuple[Path, list[Run]]]:
+def _targets(
+    groups: dict[str, list[Run]], out: Path, suffix: str, prefix: str
+) -> list[tuple[Path, list[Run]]]:
     """Which file each pipeline goes to."""
     if out.suffix == suffix and not out.is_dir():
         if len(groups) > 1:
@@ -90,17 +153,59 @@ def _targets(groups: dict[str, list[Run]], out: Path, suffix: str) -> list[tuple
         raise UserError(f"--out {out}: expected a name that ends with {suffix}, or a folder")
     out.mkdir(parents=True, exist_ok=True)
     unsafe = re.compile(r"[^\w.-]")
-    return [(out / f"{unsafe.sub('_', name)}{suffix}", runs) for name, runs in groups.items()]
+    return [(out / f"{prefix}{unsafe.sub('_', name)}{suffix}", runs) for name, runs in groups.items()]
 
 
-def _shown(runs: Sequence[Run]) -> str:
-    """The figures that CapFrameX will show, to recognise the capture by."""
-    times = np.concatenate([np.diff(run.frames.end) / 1e6 for run in runs])
-    times = times[times > 0]  # frames that end together have no rate
-    if not len(times):
-        return f"{len(runs)} run(s) whose frames all end together"
-    figures = statistics(times)
-    return (
-        f"{len(times):,} frame times; CapFrameX shows {figures.average:.1f} fps on average,"
-        f" P1 {figures.p1:.1f}, 1 % low {figures.low1_average:.1f}"
-    )
+# -- whole sessions ---------------------------------------------------------------------------
+
+
+def _parquet(sessions: Sequence[Session], out: Path | None, pipeline: str | None) -> str:
+    try:
+        from benchlab_otel.export.parquet import write_parquet
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "pyarrow":
+            raise
+        raise UserError(f"pyarrow is not installed: {sys.executable} -m pip install 'pyarrow>=20'") from None
+    return _tables(write_parquet, "parquet", sessions, out, pipeline)
+
+
+def _csv(sessions: Sequence[Session], out: Path | None, pipeline: str | None) -> str:
+    return _tables(write_csv, "csv", sessions, out, pipeline)
+
+
+def _tables(
+    write: Callable[[Path, Iterator[tuple[str, Block]]], dict[str, int]],
+    to: str,
+    sessions: Sequence[Session],
+    out: Path | None,
+    pipeline: str | None,
+) -> str:
+    folder = out or Path(f"{name_of(sessions[0])}.{to}")
+    with reading(sessions) as (faults, advance):
+        rows = write(folder, table_blocks(sessions, faults, advance, pipeline))
+    return f"{folder}  " + ", ".join(f"{count:,} {table}" for table, count in rows.items())
+
+
+def _perfetto(sessions: Sequence[Session], out: Path | None, pipeline: str | None) -> str:
+    path = out or Path(f"{name_of(sessions[0])}.pftrace")
+    with reading(sessions) as (faults, advance):
+        parts = chain.from_iterable(stream(session, faults, advance, pipeline) for session in sessions)
+        slices = write_perfetto(path, parts)
+    return f"{path}  {slices:,} slices"
+
+
+def _otlp_json(sessions: Sequence[Session], out: Path | None, pipeline: str | None) -> str:
+    if len(sessions) > 1 or pipeline is not None:
+        raise UserError("otlp-json writes one session's requests as they came: name one, without --pipeline")
+    folder = out or Path(f"{name_of(sessions[0])}.otlp-json")
+    with reading(sessions) as (faults, advance):
+        counts = write_otlp_json(folder, sessions[0], faults, advance)
+    return f"{folder}  " + ", ".join(f"{count:,} requests of {name}" for name, count in counts.items())
+
+
+WHOLE: dict[str, Callable[[Sequence[Session], Path | None, str | None], str]] = {
+    "parquet": _parquet,
+    "csv": _csv,
+    "perfetto": _perfetto,
+    "otlp-json": _otlp_json,
+}

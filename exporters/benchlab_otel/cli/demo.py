@@ -22,7 +22,8 @@ from benchlab_otel.cli.embedded import Embedded, host_port, set_up_logging
 from benchlab_otel.cli.errors import Failure
 from benchlab_otel.cli.progress import progress
 from benchlab_otel.config import Settings
-from benchlab_otel.export import capframex
+from benchlab_otel.export import capframex, capframex_csv
+from benchlab_otel.export.capframex_columns import Options
 from benchlab_otel.export.recording import Recording, load, of_run
 from benchlab_otel.export.report import KnownTruth, make_report
 from benchlab_otel.export.report_text import render
@@ -160,9 +161,9 @@ def _known(truth: Truth, frames: Frames, domain: str) -> KnownTruth:
 
 def _write_captures(folder: Path, runs: list[Run], pages: dict[str, bytes]) -> None:
     folder.mkdir(exist_ok=True)
-    chosen = capframex.Options(pairs=("decode.begin:encode",))
+    chosen = Options(pairs=("decode.begin:encode",))
     capframex.write_json(folder / "demo.json", runs, chosen)
-    capframex.write_csv(folder / "demo.csv", runs, chosen)
+    capframex_csv.write_csv(folder / "demo.csv", runs, chosen)
     for name, page in pages.items():
         (folder / name).write_bytes(page)
 

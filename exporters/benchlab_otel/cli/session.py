@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -47,16 +48,24 @@ def load_energies(session: Session) -> list[Run]:
 
 
 def _read(session: Session, reader: Reader) -> tuple[list[Run], list[Fault]]:
-    faults: list[Fault] = []
-    size = sum(path.stat().st_size for path in session.traces)
-    with progress("Reading", size) as advance:
+    with reading([session]) as (faults, advance):
         runs = reader(session, faults, advance)
-    if session.running:
-        _tell(f"{session.path.name} is still being recorded; this is what is there so far")
-    for fault in faults:
-        if not (fault.at_end and session.running):
-            _tell(str(fault))
     return runs, faults
+
+
+@contextmanager
+def reading(sessions: Sequence[Session]) -> Iterator[tuple[list[Fault], Callable[[int], None]]]:
+    """A progress bar over the sessions' traces; afterwards what could not be read is told on stderr."""
+    faults: list[Fault] = []
+    size = sum(path.stat().st_size for session in sessions for path in session.traces)
+    with progress("Reading", size) as advance:
+        yield faults, advance
+    for session in sessions:
+        if session.running:
+            _tell(f"{session.path.name} is still being recorded; this is what is there so far")
+    for fault in faults:
+        if not (fault.at_end and any(session.running for session in sessions)):
+            _tell(str(fault))
 
 
 def _tell(line: str) -> None:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 
-from benchlab_otel.model import Float
+from benchlab_otel.model import Float, Run
 
 ADAPTIVE_WINDOW = 500.0  # sum of fps values that the moving average of the deviation reaches back over
 STUTTER_FACTOR = 2.5
@@ -20,25 +22,61 @@ SPIKE_FACTOR = 3.0
 class Statistics:
     """Frames per second, but for `stutter_percent` (of the time)."""
 
+    p99: float
+    p95: float
     average: float
+    median: float
     p5: float
     p1: float
     p02: float
+    p01: float
     low1_average: float
+    low01_average: float
     low1_integral: float
+    low01_integral: float
     adaptive_std: float
     stutter_percent: float
+
+
+def frame_times_of(runs: Sequence[Run]) -> Float:
+    """(n,) ms between the ends of frames, of all runs; those of frames that end together have no rate
+    and are left out."""
+    times = np.concatenate([np.diff(run.frames.end) / 1e6 for run in runs])
+    return times[times > 0]
+
+
+def shown(runs: Sequence[Run]) -> str:
+    """The figures that CapFrameX will show of the runs, in a line to recognise the capture by."""
+    times = frame_times_of(runs)
+    if not len(times):
+        return f"{len(runs)} run(s) whose frames all end together"
+    low = rounded(low_average(times, 0.01))
+    return (
+        f"{len(times):,} frame times; CapFrameX shows {rounded(average_fps(times))} fps on average,"
+        f" P1 {rounded(percentile_fps(times, 0.01))}, 1 % low {low}"
+    )
+
+
+def rounded(value: float) -> str:
+    """One digit, half away from zero, as CapFrameX rounds."""
+    return str(Decimal(repr(value)).quantize(Decimal("0.1"), ROUND_HALF_UP))
 
 
 def statistics(frame_times: Float) -> Statistics:
     """All figures of one capture, unrounded (CapFrameX shows one digit)."""
     return Statistics(
+        p99=percentile_fps(frame_times, 0.99),
+        p95=percentile_fps(frame_times, 0.95),
         average=average_fps(frame_times),
+        median=percentile_fps(frame_times, 0.5),
         p5=percentile_fps(frame_times, 0.05),
         p1=percentile_fps(frame_times, 0.01),
         p02=percentile_fps(frame_times, 0.002),
+        p01=percentile_fps(frame_times, 0.001),
         low1_average=low_average(frame_times, 0.01),
+        low01_average=low_average(frame_times, 0.001),
         low1_integral=low_integral(frame_times, 0.01),
+        low01_integral=low_integral(frame_times, 0.001),
         adaptive_std=adaptive_std(frame_times),
         stutter_percent=stutter_percent(frame_times),
     )

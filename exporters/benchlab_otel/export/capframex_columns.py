@@ -1,0 +1,133 @@
+"""A run as CapFrameX's columns: a row for each frame but the first, whose end is second 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchlab_otel.align.marks import latency, stage_time
+from benchlab_otel.export.output import Array, Lazy
+from benchlab_otel.model import COMPLETED, OUTCOMES, Bool, Float, Frames, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`pairs` of marks (`from:to`), the first one as PcLatency; `accelerators`: stages not on the CPU."""
+
+    pairs: tuple[str, ...] = ()
+    accelerators: tuple[str, ...] = ()
+
+
+NO_OPTIONS = Options()
+
+
+@dataclass(slots=True)
+class Capture:
+    """A run as CapFrameX sees it: rows are the frames but the first, `start` its TimeInSeconds."""
+
+    run: Run
+    start: float
+    columns: dict[str, Lazy] = field(default_factory=dict)
+
+
+def captures(runs: Sequence[Run], options: Options) -> Iterator[Capture]:
+    """The runs in turn; TimeInSeconds goes on from one to the next."""
+    start = 0.0
+    for run in runs:
+        frames = run.frames
+        if len(frames) < 2:
+            raise ValueError(
+                f"pipeline {frames.pipeline!r} has {len(frames)} frame(s) here; a capture needs two or more,"
+                " since a frame time is the time between two of them"
+            )
+        yield Capture(run, start, _columns(frames, start, options))
+        start += (int(frames.end[-1]) - int(frames.end[0])) / 1e9
+
+
+def _columns(frames: Frames, start: float, options: Options) -> dict[str, Lazy]:
+    """The arrays of CaptureData by name, each computed when it is written: they are large."""
+    unknown = [s for s in options.accelerators if s not in frames.stage_names]
+    if unknown:
+        raise ValueError(
+            f"pipeline {frames.pipeline!r} has no stage {unknown[0]!r};"
+            f" it has {', '.join(frames.stage_names) or 'none'}"
+        )
+    for pair in options.pairs:
+        latency(frames, pair)  # an unknown mark is found before anything is written
+    rows = len(frames) - 1
+    host = [s for s in frames.stage_names if s not in options.accelerators]
+
+    def zeros() -> Array:
+        return np.zeros(rows)
+
+    def no_mode() -> Array:
+        return np.zeros(rows, np.int64)
+
+    return {
+        "TimeInSeconds": lambda: np.round((frames.end[1:] - frames.end[0]) / 1e9 + start, 7),
+        "MsBetweenPresents": lambda: np.round(np.diff(frames.end) / 1e6, 4),
+        "MsInPresentAPI": lambda: _ms(_last_stage(frames)[0]),
+        "MsBetweenDisplayChange": lambda: np.round(_between_completed(frames) / 1e6, 4),
+        "MsUntilRenderComplete": zeros,
+        "MsUntilDisplayed": lambda: _ms(_last_stage(frames)[1]),
+        "QPCTime": zeros,
+        "PresentMode": no_mode,
+        "AllowsTearing": no_mode,
+        "SyncInterval": no_mode,
+        "Dropped": lambda: ~completed(frames)[1:],
+        "PcLatency": lambda: _ms(np.where(completed(frames), _pc_latency(frames, options), 0)),
+        "AnimationError": zeros,
+        "GpuActive": lambda: _ms(_time_in(frames, options.accelerators)),
+        "CpuActive": lambda: _ms(_time_in(frames, host)),
+    }
+
+
+def _ms(seconds: Float) -> Float:
+    """Seconds of all frames to milliseconds of the rows."""
+    return np.round(seconds[1:] * 1e3, 4)
+
+
+def completed(frames: Frames) -> Bool:
+    """Which frames completed."""
+    return frames.outcome == OUTCOMES.index(COMPLETED)
+
+
+def _between_completed(frames: Frames) -> Float:
+    """Nanoseconds since the previous completed frame; 0 for those not completed, (n − 1,)."""
+    out = np.zeros(len(frames))
+    done = np.flatnonzero(completed(frames))
+    if len(done):
+        out[done] = np.diff(frames.end[done], prepend=frames.end[0])
+    return out[1:]
+
+
+def _pc_latency(frames: Frames, options: Options) -> Float:
+    if not options.pairs:
+        return (frames.end - frames.begin) / 1e9
+    seconds, present = latency(frames, options.pairs[0])
+    return np.where(present, seconds, 0)
+
+
+def _time_in(frames: Frames, stages: Sequence[str]) -> Float:
+    """Seconds that each frame spent in the stages together."""
+    total = np.zeros(len(frames))
+    for stage in stages:
+        total += stage_time(frames, stage)[0]
+    return total
+
+
+def _last_stage(frames: Frames) -> tuple[Float, Float]:
+    """Seconds (in the frame's last stage, from that stage's begin to the frame's end)."""
+    inside, until_end = np.zeros(len(frames)), np.zeros(len(frames))
+    if len(frames.stage_frame):
+        starts = np.flatnonzero(np.diff(frames.stage_frame, prepend=-1))
+        last_end = np.zeros(len(frames), np.int64)
+        last_end[frames.stage_frame[starts]] = np.maximum.reduceat(frames.stage_end, starts)
+        row = np.flatnonzero(frames.stage_end == last_end[frames.stage_frame])
+        frame = frames.stage_frame[row]
+        inside[frame] = (frames.stage_end[row] - frames.stage_begin[row]) / 1e9
+        until_end[frame] = (frames.end[frame] - frames.stage_begin[row]) / 1e9
+    done = completed(frames)
+    return np.where(done, inside, 0), np.where(done, until_end, 0)
