@@ -17,10 +17,20 @@ PERCENTILES = {"p50": SKY, "p95": ORANGE, "p99": VERMILLION, "mean": GREEN}
 OUTCOMES = {"completed": GREEN, "dropped": ORANGE, "failed": VERMILLION}
 DOMAINS = {"system": GREY, "cpu": ORANGE, "gpu": SKY, "mb": GREEN}
 MODES = {
-    "user": SKY, "system": ORANGE, "nice": BLUE, "iowait": VERMILLION, "irq": PURPLE, "softirq": PURPLE,
-    "steal": GREY, "idle": GREY,
-}  # fmt: skip
-DIRECTIONS = {"read": SKY, "receive": SKY, "write": ORANGE, "transmit": ORANGE}
+    "user": SKY,
+    "system": ORANGE,
+    "nice": BLUE,
+    "iowait": VERMILLION,
+    "interrupt": PURPLE,
+    "steal": GREY,
+}
+STATES = {"used": ORANGE, "cached": SKY, "buffers": PURPLE, "free": GREY}
+PRESSURES: dict[str, Style] = {
+    f"{kind} {resource}": (colour, dash)
+    for kind, dash in (("some", SOLID), ("full", DASHED))
+    for resource, colour in (("cpu", SKY), ("memory", ORANGE), ("io", PURPLE))
+}
+DIRECTIONS = {"receive": SKY, "transmit": ORANGE}
 RAILS: dict[str, Style] = {
     "EPS1": (ORANGE, SOLID),
     "EPS2": (ORANGE, DASHED),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from benchlab_dashboards.board import DEVICE, PIPELINE, Board, Row
 from benchlab_dashboards.colours import GREEN, ORANGE, SKY, VERMILLION
 from benchlab_dashboards.panels import Query, lines, states
-from benchlab_dashboards.promql import SCOPE, rate, series, total
+from benchlab_dashboards.promql import SCOPE, by_device, rate, series, total
 from benchlab_otel import contract
 
 NO_SOURCE = "no source runs"
 NO_ALIGNER = "no aligner runs"
 NO_COLLECTOR = "no Collector is scraped: embedded, or its own telemetry is off"
-WHO = "{{source}} {{hw_id}}"
-AGE = f"time() - {series(contract.COLLECT_LAST)}"
+WHO = "{{source}} {{device}}"
+AGE = by_device(f"time() - {series(contract.COLLECT_LAST)}")
 
 SOURCES = Row(
     "Sources",
@@ -20,7 +20,7 @@ SOURCES = Row(
         states(
             "Readings",
             "Whether each source's last reading worked.",
-            Query(series(contract.COLLECT_SUCCESS), WHO),
+            Query(by_device(series(contract.COLLECT_SUCCESS)), WHO),
             {0: ("fails", VERMILLION), 1: ("reads", GREEN)},
             absent=NO_SOURCE,
         ),
@@ -36,21 +36,21 @@ SOURCES = Row(
             "Round-trip time",
             "Time that each source's last reading took.",
             "s",
-            Query(series(contract.COLLECT_DURATION), WHO),
+            Query(by_device(series(contract.COLLECT_DURATION)), WHO),
             absent=NO_SOURCE,
         ),
         lines(
             "Time uncertainty of readings",
             "Half of the longest round trip: how well a reading's time is known.",
             "s",
-            Query(series(contract.COLLECT_UNCERTAINTY), WHO),
+            Query(by_device(series(contract.COLLECT_UNCERTAINTY)), WHO),
             absent=NO_SOURCE,
         ),
         lines(
             "Readings not got",
             "A second, by reason.",
             "none",
-            Query(rate(contract.COLLECT_FAILURES), f"{WHO} {{{{reason}}}}"),
+            Query(by_device(rate(contract.COLLECT_FAILURES)), f"{WHO} {{{{reason}}}}"),
             absent="none failed",
         ),
     ],

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from benchlab_dashboards.board import Board, Row
-from benchlab_dashboards.colours import DIRECTIONS, MODES, ORANGE, PURPLE, SKY
+from benchlab_dashboards.colours import MODES, PRESSURES, STATES
 from benchlab_dashboards.panels import Query, lines, number
 from benchlab_dashboards.promql import by_host, rate, series, total
 from benchlab_otel import contract
 
 NO_HOST = "the host source does not run"
 NOT_TOLD = "this machine does not tell"
-STATES = {"used": ORANGE, "cached": SKY, "buffered": PURPLE}
-RESOURCES = {"cpu": SKY, "memory": ORANGE, "io": PURPLE}
 
 USED = series(contract.MEMORY_USAGE, 'system_memory_state="used"')
 IN_USE = f"sum({USED}) / sum({series(contract.MEMORY_USAGE)})"
@@ -86,7 +84,7 @@ COMPUTE = Row(
             "Share of time that tasks waited for a resource: some of them, or all (full).",
             "percentunit",
             Query(rate(contract.PRESSURE), "{{system_pressure_kind}} {{system_pressure_resource}}"),
-            styles=RESOURCES,
+            styles=PRESSURES,
             width=12,
             absent="this kernel tells no pressure (PSI)",
         ),
@@ -112,7 +110,6 @@ TRANSFER = Row(
             "Bytes a second.",
             "binBps",
             Query(f"{rate(contract.DISK_IO)} > 0", "{{system_device}} {{disk_io_direction}}"),
-            styles=DIRECTIONS,
             absent="no disk is read or written",
         ),
         lines(
@@ -120,7 +117,6 @@ TRANSFER = Row(
             "Reads and writes a second.",
             "iops",
             Query(f"{rate(contract.DISK_OPERATIONS)} > 0", "{{system_device}} {{disk_io_direction}}"),
-            styles=DIRECTIONS,
             absent="no disk is read or written",
         ),
         lines(
@@ -128,7 +124,6 @@ TRANSFER = Row(
             "Bytes a second.",
             "binBps",
             Query(f"{rate(contract.NETWORK_IO)} > 0", "{{network_interface_name}} {{network_io_direction}}"),
-            styles=DIRECTIONS,
             absent="nothing is sent or received",
         ),
     ],

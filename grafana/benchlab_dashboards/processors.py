@@ -5,13 +5,15 @@ from __future__ import annotations
 from benchlab_dashboards.board import DEVICE, Board, Row
 from benchlab_dashboards.colours import DIRECTIONS, GREEN, MODES, VERMILLION
 from benchlab_dashboards.panels import Query, lines, rows, states
-from benchlab_dashboards.promql import by_host, rate, scoped, series
+from benchlab_dashboards.promql import by_device, by_host, rate, scoped, series
 from benchlab_otel import contract
 
 NO_GPU = "no GPU is read: `benchlab-otel doctor` tells why"
 NO_RAPL = "no RAPL counter is read: `benchlab-otel doctor` tells why"
 NO_SENSOR = "no such sensor is read"
-IS_GPU, NOT_IDLE = 'hw_type="gpu"', 'cpu_mode!="idle"'
+IS_GPU, NOT_GPU = (f'instance{match}".*/(nvml|drm)/.*"' for match in ("=~", "!~"))
+HWMON = 'instance=~".*/hwmon/.*"'
+NOT_IDLE = 'cpu_mode!="idle"'
 
 
 GPU = Row(
@@ -21,7 +23,7 @@ GPU = Row(
             "Load",
             "Share of time that a part of the GPU was busy.",
             "percentunit",
-            Query(series(contract.GPU_UTILIZATION), "{{hw_id}} {{hw_gpu_task}}"),
+            Query(by_device(series(contract.GPU_UTILIZATION)), "{{device}} {{hw_gpu_task}}"),
             most=1,
             absent=NO_GPU,
         ),
@@ -29,22 +31,22 @@ GPU = Row(
             "Power and limit",
             "What the GPU draws, and the limit that is set: at the limit it slows down.",
             "watt",
-            Query(series(contract.HW_POWER, IS_GPU), "{{hw_id}} {{hw_sensor_location}}"),
-            Query(series(contract.HW_POWER_LIMIT, IS_GPU), "{{hw_id}} limit {{hw_limit_type}}"),
+            Query(by_device(series(contract.HW_POWER, IS_GPU)), "{{device}} {{hw_sensor_location}}"),
+            Query(by_device(series(contract.HW_POWER_LIMIT, IS_GPU)), "{{device}} limit {{hw_limit_type}}"),
             absent=NO_GPU,
         ),
         lines(
             "Clocks",
             "Clock of each part of the GPU, and the highest it may have.",
             "hertz",
-            Query(series(contract.GPU_CLOCK), "{{hw_id}} {{hw_gpu_part}}"),
-            Query(series(contract.GPU_CLOCK_LIMIT), "{{hw_id}} limit {{hw_gpu_part}}"),
+            Query(by_device(series(contract.GPU_CLOCK)), "{{device}} {{hw_gpu_part}}"),
+            Query(by_device(series(contract.GPU_CLOCK_LIMIT)), "{{device}} limit {{hw_gpu_part}}"),
             absent=NO_GPU,
         ),
         states(
             "Slowed down by",
             "Why the GPU is slower than it could be. Idle is no fault.",
-            Query(series(contract.GPU_THROTTLE), "{{hw_id}} {{reason}}"),
+            Query(by_device(series(contract.GPU_THROTTLE)), "{{device}} {{reason}}"),
             {0: ("no", GREEN), 1: ("slowed", VERMILLION)},
             absent=NO_GPU,
         ),
@@ -52,8 +54,10 @@ GPU = Row(
             "Temperature and limit",
             "Sensors of the GPU and the temperatures at which it slows down or stops.",
             "celsius",
-            Query(series(contract.HW_TEMPERATURE, IS_GPU), "{{hw_id}} {{hw_sensor_location}}"),
-            Query(series(contract.HW_TEMPERATURE_LIMIT, IS_GPU), "{{hw_id}} limit {{hw_limit_type}}"),
+            Query(by_device(series(contract.HW_TEMPERATURE, IS_GPU)), "{{device}} {{hw_sensor_location}}"),
+            Query(
+                by_device(series(contract.HW_TEMPERATURE_LIMIT, IS_GPU)), "{{device}} limit {{hw_limit_type}}"
+            ),
             width=12,
             least=20,
             absent=NO_GPU,
@@ -62,15 +66,15 @@ GPU = Row(
             "Memory",
             "Memory in use, and all there is.",
             "bytes",
-            Query(series(contract.GPU_MEMORY_USAGE), "{{hw_id}} used"),
-            Query(series(contract.GPU_MEMORY_LIMIT), "{{hw_id}} all"),
+            Query(by_device(series(contract.GPU_MEMORY_USAGE)), "{{device}} used"),
+            Query(by_device(series(contract.GPU_MEMORY_LIMIT)), "{{device}} all"),
             absent=NO_GPU,
         ),
         lines(
             "PCIe",
             "Bytes a second over the GPU's link.",
             "binBps",
-            Query(series(contract.GPU_PCIE), "{{hw_id}} {{network_io_direction}}"),
+            Query(by_device(series(contract.GPU_PCIE)), "{{device}} {{network_io_direction}}"),
             styles=DIRECTIONS,
             absent=NO_GPU,
         ),
@@ -96,7 +100,7 @@ GPU = Row(
     ],
 )
 
-LIMIT = series(contract.HW_POWER_LIMIT, 'hw_type!="gpu"')
+LIMIT = series(contract.HW_POWER_LIMIT, NOT_GPU)
 CPU = Row(
     "CPU",
     [
@@ -114,7 +118,7 @@ CPU = Row(
             "Power by energy counter",
             "What RAPL's counters gain in a second, and the limits that are set.",
             "watt",
-            Query(rate(contract.HW_ENERGY), "{{hw_sensor_location}}"),
+            Query(rate(contract.HW_ENERGY, NOT_GPU), "{{hw_sensor_location}}"),
             Query(LIMIT, "limit {{hw_sensor_location}} {{hw_limit_type}}"),
             absent=NO_RAPL,
         ),
@@ -132,7 +136,7 @@ CPU = Row(
             "Temperatures",
             "Sensors of the board and the processor (hwmon).",
             "celsius",
-            Query(series(contract.HW_TEMPERATURE, 'hw_type!="gpu"'), "{{hw_sensor_location}}"),
+            Query(series(contract.HW_TEMPERATURE, HWMON), "{{hw_id}} {{hw_sensor_location}}"),
             width=12,
             least=20,
             absent=NO_SENSOR,
@@ -141,7 +145,7 @@ CPU = Row(
             "Fans",
             "Fans that the board (hwmon), a power meter or a GPU reports.",
             "rotrpm",
-            Query(series(contract.HW_FAN_SPEED), "{{hw_id}} {{hw_sensor_location}}"),
+            Query(by_device(series(contract.HW_FAN_SPEED)), "{{device}} {{hw_sensor_location}}"),
             width=12,
             absent=NO_SENSOR,
         ),

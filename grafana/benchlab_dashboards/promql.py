@@ -53,6 +53,12 @@ def buckets(metric: Metric, *matchers: str) -> str:
     return f"sum by (le) (increase({series(metric, *matchers, part='_bucket')}[$__rate_interval]))"
 
 
+def by_device(expression: str) -> str:
+    """The same with a label `device`: the hw_id, of long ones the beginning, so that it fits a legend."""
+    whole = f'label_replace({expression}, "device", "$1", "hw_id", "(.*)")'
+    return f'label_replace({whole}, "device", "$1", "hw_id", "((?:gpu|benchlab)-[0-9A-Fa-f]{{8}}).*")'
+
+
 def by_host(expression: str) -> str:
     """The same with a label `host`, taken from the instance."""
     return f'label_replace({expression}, "host", "$1", "instance", "([^/]+)/.*")'
