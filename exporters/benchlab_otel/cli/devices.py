@@ -15,6 +15,7 @@ from benchlab_otel import sources
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.config import Settings
+from benchlab_otel.sources.reading import SourceError
 
 
 def command(
@@ -47,11 +48,15 @@ def command(
 
 
 def look(names: Sequence[str], settings: Settings) -> list[sources.Finding]:
-    """What the named sources find here; UserError for a name that is none."""
+    """What the named sources find here, "absent" where that is nothing; UserError for a name that is none."""
     try:
-        return [finding for name in names for finding in sources.look(name, settings.sources)]
+        return [found for name in names for found in sources.look(name, settings.sources) or [_nothing(name)]]
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _nothing(name: str) -> sources.Finding:
+    return sources.Finding(name, "", None, 0.0, SourceError("absent", f"nothing here that {name} reads"))
 
 
 def _what(finding: sources.Finding) -> str:
@@ -73,4 +78,5 @@ def plain(f: sources.Finding) -> dict[str, Any]:
         "reason": f.error.reason if f.error else None,
         "problem": str(f.error) if f.error else None,
         "fix": f.error.fix or None if f.error else None,
+        "risk": f.error.risk or None if f.error else None,
     }

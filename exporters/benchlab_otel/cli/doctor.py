@@ -1,15 +1,30 @@
-"""`doctor`: what the enabled sources can't read here, and the fix."""
+"""`doctor`: what each source can read here, and for what it can't the exact fix and what that risks."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import grp
+import os
+import platform
+import re
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
-from benchlab_otel import sources
+from benchlab_otel import __version__, sources
 from benchlab_otel.cli import options
 from benchlab_otel.cli.devices import look, plain
+from benchlab_otel.config import Settings
+
+_PACKAGES = ("numpy", "scipy", "psutil", "pyserial", "benchlab-pycore", "grpcio", "protobuf")
+_NOT_HERE = ("absent", "asleep")  # no fault of the setup, unless the source was asked for by name
+_CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
 
 
 def command(
@@ -17,11 +32,13 @@ def command(
         list[str] | None, typer.Argument(help="Only these sources (default: those that are enabled).")
     ] = None,
     config: options.ConfigFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As a JSON list.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Read each enabled source for a moment; for what can't be read, print the exact fix.
+    """Read each enabled source for a moment; for what can't be read, print the exact fix and its risk.
 
-    Ends with 1 where a source can't be read, or not as often as it is set to.
+    The output is meant for bug reports: it has versions and devices, but no secrets, no names of the
+    host or of users. Ends with 1 where a source can't be read, or not as often as it is set to; a
+    source that has nothing to read here counts only where it was named.
 
     \b
     Examples:
@@ -30,26 +47,106 @@ def command(
     """
     settings = options.settings(config)
     findings = look(source or settings.sources.enabled, settings)
-    wanted = [float(getattr(settings.sources, f.source).rate_hz) for f in findings]
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode([plain(f) for f in findings]), indent=2).decode())
+        report = {"system": _system(), "sources": [_with_rate(f, settings) for f in findings]}
+        print(_anonymous(msgspec.json.format(msgspec.json.encode(report), indent=2).decode()))
     else:
-        for finding, rate in zip(findings, wanted, strict=True):
-            _tell(finding, rate)
-    if any(f.error or f.rate_hz < rate for f, rate in zip(findings, wanted, strict=True)):
+        lines = [f"{name}: {value}" for name, value in _system().items()]
+        lines += [line for f in findings for line in ("", *_told(f, _wanted(f, settings), bool(source)))]
+        print(_anonymous("\n".join(lines)))
+    if any(_is_fault(f, _wanted(f, settings), bool(source)) for f in findings):
         raise typer.Exit(1)
 
 
-def _tell(f: sources.Finding, wanted: float) -> None:
-    """One finding: a line, and the fix below it."""
+def _wanted(f: sources.Finding, settings: Settings) -> float:
+    return float(getattr(settings.sources, f.source).rate_hz)
+
+
+def _with_rate(f: sources.Finding, settings: Settings) -> dict[str, Any]:
+    return plain(f) | {"readings_per_second_set": _wanted(f, settings)}
+
+
+def _is_fault(f: sources.Finding, wanted: float, named: bool) -> bool:
     if f.error:
-        print(f"✗ {f.source}: {f.error.reason}: {f.error}")
+        return named or f.error.reason not in _NOT_HERE
+    return f.rate_hz < wanted
+
+
+def _told(f: sources.Finding, wanted: float, named: bool) -> Iterator[str]:
+    """A finding: a line, and below it the rate, or the fix and what it risks."""
+    mark = "✗" if _is_fault(f, wanted, named) else "–" if f.error else "✓"
+    if f.error:
+        yield f"{mark} {f.source}: {f.error.reason}: {f.error}"
         if f.error.fix:
-            print(f"    fix: {f.error.fix}")
+            yield f"    fix: {f.error.fix}"
+        if f.error.risk:
+            yield f"    risk: {f.error.risk}"
     elif f.device:
         simulated = ", simulated" if f.device.simulated else ""
-        print(f"✓ {f.source}: {f.device.description} ({f.device.hw_id}{simulated})")
-        mark = "✓" if f.rate_hz >= wanted else "✗"
-        print(f"    {mark} {f.rate_hz:,.0f} readings/s are possible, {wanted:g} are set")
+        yield f"{mark} {f.source}: {f.device.description} ({f.device.hw_id}{simulated})"
+        yield f"    readable; {f.rate_hz:,.0f} readings/s are possible, {wanted:g} are set"
         if f.rate_hz < wanted:
-            print(f"    fix: set sources.{f.source}.rate_hz to at most {f.rate_hz:.0f}")
+            yield f"    fix: set sources.{f.source}.rate_hz to at most {f.rate_hz:.0f}"
+            yield "    risk: none; readings that come late are skipped, not made up"
+
+
+# -- the system -------------------------------------------------------------------------------
+
+
+def _system() -> dict[str, str]:
+    """What a bug report needs to know about this machine."""
+    return {
+        "benchlab-otel": __version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "distribution": _distribution(),
+        "processor": _of_cpuinfo("model name") or platform.machine(),
+        "runs in": _surroundings(),
+        "user": _user(),
+    }
+
+
+def _distribution() -> str:
+    with suppress(OSError):
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "unknown")
+    return "unknown"
+
+
+def _of_cpuinfo(key: str) -> str:
+    with suppress(OSError):
+        found = re.search(rf"^{key}\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return found[1] if found else ""
+    return ""
+
+
+def _surroundings() -> str:
+    """What may hide hardware."""
+    container = any(Path(mark).exists() for mark in _CONTAINER_MARKS)
+    guest = "hypervisor" in _of_cpuinfo("flags").split()
+    machine = "a virtual machine" if guest else "a real machine"
+    return f"a container on {machine}" if container else machine
+
+
+def _user() -> str:
+    """root, or the groups of this user that give access to devices."""
+    if os.geteuid() == 0:
+        return "root"
+    names = []
+    for group in os.getgroups():
+        with suppress(KeyError):
+            names.append(grp.getgrgid(group).gr_name)
+    return f"ordinary, in groups {', '.join(sorted(names)) or 'without names'}"
+
+
+def _anonymous(text: str) -> str:
+    """The text without the names of the host and of the user's home."""
+    for word, stands_in in _names():
+        text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", stands_in, text)
+    return text
+
+
+def _names() -> Sequence[tuple[str, str]]:
+    host, home = socket.gethostname(), os.path.expanduser("~")  # noqa: PTH111 - may be no path at all
+    names = [(host, "HOST"), (host.partition(".")[0], "HOST"), (home, "~")]
+    return [(word, stands_in) for word, stands_in in names if len(word) > 1 and word != sys.platform]

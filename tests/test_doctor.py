@@ -1,0 +1,132 @@
+"""`doctor` and `devices` on written /sys trees, as root and as an ordinary user."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import need
+from machines import unpack, write
+
+PROGRAM = [sys.executable, "-c", "from benchlab_otel.cli import main; main()"]
+NOBODY = "65534"
+
+
+def environment(root: Path, **extra: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("BENCHLAB_OTEL_", "OTEL_"))}
+    sections = ("RAPL", "HWMON", "DRM", "POWER_SUPPLY")
+    return kept | {f"BENCHLAB_OTEL_SOURCES__{name}__SYSFS": str(root) for name in sections} | extra
+
+
+def run(root: Path, *arguments: str, prefix: tuple[str, ...] = (), **extra: str):
+    command = [*prefix, *PROGRAM, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=environment(root, **extra), cwd="/"
+    )
+
+
+@pytest.fixture
+def ordinary(tmp_path) -> tuple[str, ...]:
+    """What makes a command run as an ordinary user, who can reach the test's folder."""
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.geteuid():
+            folder.chmod(folder.stat().st_mode | 0o055)
+    if os.geteuid() != 0:
+        return ()
+    prefix = (need("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    tried = subprocess.run(
+        [*prefix, sys.executable, "-c", "import benchlab_otel.cli"], capture_output=True, cwd="/"
+    )
+    if tried.returncode:
+        pytest.skip("an ordinary user can't run this Python, which is in a private folder")
+    return prefix
+
+
+def protect(root: Path) -> None:
+    """As the kernel has it: only root may read the counters."""
+    for path in root.glob("class/powercap/*/energy_uj"):
+        path.chmod(0o400 if os.geteuid() == 0 else 0)
+
+
+def test_root_reads_everything_of_a_laptop(tmp_path):
+    root = unpack("thinkpad-x1-i7-8550u", tmp_path)
+    done = run(root, "doctor", "rapl", "hwmon", "drm", "power_supply")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "✓ rapl: RAPL: package-0, core, uncore, dram, psys (rapl, simulated)" in done.stdout
+    assert done.stdout.count("readable; ") == 4
+    assert "✗" not in done.stdout
+
+
+def test_an_ordinary_user_gets_the_rule_and_what_it_risks(tmp_path, ordinary):
+    root = unpack("thinkpad-x1-i7-8550u", tmp_path)
+    protect(root)
+    done = run(root, "doctor", "rapl", "hwmon", prefix=ordinary, HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert "✗ rapl: unreadable: " in done.stdout
+    assert "energy_uj: only root may read it" in done.stdout
+    assert (
+        'fix: sudo groupadd -f rapl && sudo usermod -aG rapl $USER && echo \'SUBSYSTEM=="powercap"'
+        in done.stdout
+    )
+    assert "risk: " in done.stdout
+    assert "PLATYPUS" in done.stdout
+    assert "user: ordinary" in done.stdout
+    assert "✓ hwmon: " in done.stdout, "the rest goes on"
+
+
+def test_what_is_not_there_is_a_fault_only_where_it_was_named(tmp_path):
+    extra = {"BENCHLAB_OTEL_SOURCES__ENABLED": "drm,power_supply,rapl"}
+    done = run(tmp_path, "doctor", **extra)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("– ") == 3
+    named = run(tmp_path, "doctor", "drm")
+    assert named.returncode == 1
+    assert "✗ drm: absent: nothing here that drm reads" in named.stdout
+
+
+def test_a_rate_that_can_not_be_reached_is_a_fault(tmp_path):
+    root = unpack("epyc-2p-server", tmp_path)
+    done = run(root, "doctor", "hwmon", BENCHLAB_OTEL_SOURCES__HWMON__RATE_HZ="10000000")
+    assert done.returncode == 1
+    assert "fix: set sources.hwmon.rate_hz to at most " in done.stdout
+
+
+def test_the_report_names_versions_but_no_secrets_host_or_home(tmp_path):
+    root = unpack("steam-deck", tmp_path / "sys")
+    home = tmp_path / "home-of-alice"
+    home.mkdir()
+    secrets = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer hunter2", "HOME": str(home)}
+    settings = home / "config.toml"
+    settings.write_text("[sources]\nenabled = ['host', 'hwmon']\n")
+    for form in ((), ("--json",)):
+        done = run(root, "doctor", "--config", str(settings), *form, **secrets)
+        assert done.returncode == 0, done.stdout + done.stderr
+        for word in ("hunter2", "alice", f"host-{socket.gethostname()}", f"host {socket.gethostname()}"):
+            assert word not in done.stdout
+    report = json.loads(done.stdout)
+    assert {"benchlab-otel", "python", "kernel", "distribution", "packages"} <= set(report["system"])
+    assert [s["source"] for s in report["sources"]] == ["host", "hwmon"]
+    assert all(s["readable"] and s["readings_per_second_set"] == 1.0 for s in report["sources"])
+
+
+def test_devices_has_every_gpu_also_the_one_that_sleeps(tmp_path):
+    root = unpack("core-ultra-arc-b580", tmp_path)
+    found = {d["address"]: d for d in json.loads(run(root, "devices", "drm", "rapl", "--json").stdout)}
+    assert [d["hw.id"] for d in found.values()] == [None, "xe-0000:03:00.0", "rapl"]
+    assert found[str(root / "class/drm/card0")]["reason"] == "asleep"
+    assert found[str(root / "class/drm/card1")]["simulated"] is True
+    assert "Intel GPU at" in run(root, "devices", "drm").stdout
+
+
+def test_garbage_in_a_counter_is_a_line_not_a_trace(tmp_path):
+    root = unpack("xeon-2p-server", tmp_path)
+    write(root / "class/powercap/intel-rapl:0/energy_uj", "many")
+    done = run(root, "doctor", "rapl")
+    assert done.returncode == 1
+    assert "garbled: " in done.stdout
+    assert "expected a number of microjoules, found b'many" in done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
