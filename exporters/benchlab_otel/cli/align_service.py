@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from benchlab_otel.cli.embedded import ClockWatch, LiveAligner, host_port, own_resource, set_up_logging
@@ -13,7 +14,9 @@ from benchlab_otel.hub.grpc import GrpcServer
 from benchlab_otel.hub.http import HttpServer, otlp_app
 from benchlab_otel.hub.hub import Hub
 from benchlab_otel.hub.metrics import MetricStore, metrics_app
+from benchlab_otel.model import HistogramPoint, Point, Resource
 from benchlab_otel.otlp.client import OtlpClient
+from benchlab_otel.otlp.metrics import encode_metrics, ended
 from benchlab_otel.timebase import anchor
 
 PUBLISH_SECONDS = 1.0
@@ -30,6 +33,25 @@ class NoArchive:
 
     def metrics(self, body: bytes) -> None:
         """Nothing to do."""
+
+
+class Told:
+    """Sends points as metrics; where the resource changes, the series told under the one before end.
+
+    The Collector's prometheus exporter would show both, with the same labels, until the old ones expire.
+    """
+
+    def __init__(self, client: OtlpClient) -> None:
+        self._client = client
+        self._resource: Resource = {}
+        self._points: Sequence[Point | HistogramPoint] = ()
+
+    def tell(self, resource: Resource, points: Sequence[Point | HistogramPoint]) -> None:
+        """Sends the points as they are now."""
+        if self._points and resource != self._resource:
+            self._client.metrics(encode_metrics(self._resource, [ended(p) for p in self._points]))
+        self._client.metrics(encode_metrics(resource, points))
+        self._resource, self._points = resource, points
 
 
 def serve(settings: Settings) -> None:
@@ -65,9 +87,10 @@ def _align_until(stop: threading.Event, settings: Settings, client: OtlpClient) 
     store = MetricStore()
     hub = Hub(NoArchive(), live.take, store, resource, base)
 
+    told = Told(client)
+
     def publish() -> None:
-        for body in (hub.counts(), live.metrics(base.now_ns())):
-            client.metrics(body)
+        told.tell(live.resource(), [*hub.points(), *live.points(base.now_ns())])
 
     def finish() -> None:
         hub.close()

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -29,17 +29,19 @@ from benchlab_otel.align.metrics import (
     take_in_conditioned,
 )
 from benchlab_otel.archive import session
+from benchlab_otel.archive.manifest import settings_without_secrets
 from benchlab_otel.cli.errors import Failure, UserError
-from benchlab_otel.config import Settings
+from benchlab_otel.config import Settings, flat
 from benchlab_otel.contract import CLOCK, CLOCK_SUSPENDED, CLOCK_WALL_OFFSET, SESSION_ID, SIMULATED
 from benchlab_otel.hub.grpc import GrpcServer
 from benchlab_otel.hub.http import HttpServer, otlp_app
 from benchlab_otel.hub.hub import Hub
 from benchlab_otel.hub.metrics import MetricStore, metrics_app
-from benchlab_otel.model import Resource, Spans
+from benchlab_otel.model import HistogramPoint, Point, Resource, Spans
 from benchlab_otel.otlp.encode import SpanBatch, encode_request, resource_of
 from benchlab_otel.otlp.ids import random64
 from benchlab_otel.otlp.metrics import encode_metrics
+from benchlab_otel.sources.reading import Device
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE, Anchor, ClockState, anchor, clock_event, clock_state
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,13 @@ class Embedded:
         self._settings = settings
         self._closing = ExitStack()
         try:
-            self.archive = session.create(settings.session.data_dir, self.base, list(command))
+            self.archive = session.create(
+                settings.session.data_dir,
+                self.base,
+                list(command),
+                min_free_bytes=int(settings.session.min_free_mib * (1 << 20)),
+                settings=settings_without_secrets(flat(settings)),
+            )
         except OSError as error:
             raise Failure(
                 f"{error.filename or settings.session.data_dir}: {error.strerror}: no session can be"
@@ -100,6 +108,16 @@ class Embedded:
         except ValueError as error:
             raise UserError(f"sources.enabled: {error}") from None
         self._closing.callback(self.sources.stop)
+        self.archive.devices = self._devices
+
+    def _devices(self) -> list[dict[str, Any]]:
+        """The devices found until now, for the manifest, which then also says if anything is simulated."""
+        self.archive.manifest.simulated = self._live.simulated
+        return [
+            {"source": health.source, "address": health.address} | describe(health.device)
+            for health in self.sources.health()
+            if health.device is not None
+        ]
 
     def _note(self, event: str) -> None:
         self.archive.manifest.events.append(event)
@@ -172,14 +190,20 @@ class LiveAligner:
             self._summaries = self._conditioner.summaries
 
     def metrics(self, now_ns: int) -> bytes:
-        """The aligner's metrics as they stand, as one request; marked if anything was simulated."""
-        resource = {**self._resource, SIMULATED: True} if self.simulated else self._resource
+        """The aligner's metrics as they stand, as one request."""
+        return encode_metrics(self.resource(), self.points(now_ns))
+
+    def resource(self) -> Resource:
+        """The resource of what it tells; marked if anything was simulated."""
+        return resource_of({**self._resource, SIMULATED: True}) if self.simulated else self._resource
+
+    def points(self, now_ns: int) -> list[Point | HistogramPoint]:
+        """The aligner's metrics as they stand."""
         with self._lock:
             found = [p for summary in self._summaries for p in attribution_points(summary, now_ns)]
             late = late_points(self._aligner, self._metrics.start_ns, now_ns)
             progress = progress_points(self._metrics, clock_state(self._base).wall_offset_ns, now_ns)
-            shown = [*points(self._metrics, now_ns), *found, *late, *progress]
-        return encode_metrics(resource_of(resource), shown)
+            return [*points(self._metrics, now_ns), *found, *late, *progress]
 
 
 class ClockWatch:
@@ -249,6 +273,12 @@ def own_resource(session_id: str, base: Anchor) -> Resource:
             CLOCK_ATTRIBUTE: base.offset_ns,
         }
     )
+
+
+def describe(device: Device) -> dict[str, Any]:
+    """What is known of a device, by attribute name."""
+    known = {"hw.id": device.hw_id, "hw.type": device.hw_type, "description": device.description}
+    return {**known, "simulated": device.simulated, **device.attributes}
 
 
 def host_port(address: str) -> tuple[str, int]:

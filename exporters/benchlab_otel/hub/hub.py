@@ -149,19 +149,18 @@ class Hub:
 
     def publish(self) -> None:
         """Puts the hub's own counts into the store."""
-        self.store.ingest(self.counts())
+        self.store.ingest(encode_metrics(self._resource, self.points()))
 
-    def counts(self) -> bytes:
-        """The hub's own counts as they stand, as one metrics request."""
+    def points(self) -> list[Point | HistogramPoint]:
+        """The hub's own counts as they stand."""
         now = self._base.now_ns()
         with self._lock:
             counts = dict(self._counts)
         counts |= {(contract.ARCHIVE_LOST, (file,)): n for file, n in self._archive.lost.items()}
-        points: list[Point | HistogramPoint] = [
+        return [
             Point(metric, dict(zip(metric.labels, values, strict=True)), float(n), now, self._started_ns)
             for (metric, values), n in counts.items()
         ]
-        return encode_metrics(self._resource, points)
 
     def _arrived(self, signal: str, body: bytes) -> None:
         self._count(contract.HUB_REQUESTS, signal)

@@ -10,7 +10,7 @@ import base64
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -96,7 +96,8 @@ class DecodedMetrics:
 def encode_metrics(resource: Resource, points: Sequence[Point | HistogramPoint]) -> bytes:
     """One ExportMetricsServiceRequest with all `points` under `resource`, counters cumulative.
 
-    A value of NaN says that the series has ended (no recorded value).
+    A value of NaN (of a histogram: the sum) says that the series has ended (no recorded value). Such points
+    have a message each: the Collector's prometheus exporter (v0.155) skips what follows one in its message.
     """
     request = ExportMetricsServiceRequest()
     resource_metrics = request.resource_metrics.add()
@@ -106,15 +107,29 @@ def encode_metrics(resource: Resource, points: Sequence[Point | HistogramPoint])
     scope_metrics.scope.version = __version__
     messages: dict[Metric, metrics_pb2.Metric] = {}
     for point in points:
-        message = messages.get(point.metric)
+        message = None if has_ended(point) else messages.get(point.metric)
         if message is None:
-            message = messages[point.metric] = scope_metrics.metrics.add()
+            message = scope_metrics.metrics.add()
             _describe(message, point.metric)
+            if not has_ended(point):
+                messages[point.metric] = message
         if isinstance(point, HistogramPoint):
             _add_histogram(message.histogram, point)
         else:
             _add_number(message.gauge if point.metric.kind == "gauge" else message.sum, point)
     return request.SerializeToString()
+
+
+def ended(point: Point | HistogramPoint) -> Point | HistogramPoint:
+    """The point that ends the series of `point`."""
+    return (
+        replace(point, sum=math.nan) if isinstance(point, HistogramPoint) else replace(point, value=math.nan)
+    )
+
+
+def has_ended(point: Point | HistogramPoint) -> bool:
+    """Whether the point ends its series."""
+    return math.isnan(point.sum if isinstance(point, HistogramPoint) else point.value)
 
 
 def _describe(message: metrics_pb2.Metric, metric: Metric) -> None:
@@ -130,7 +145,7 @@ def _add_number(data: metrics_pb2.Gauge | metrics_pb2.Sum, point: Point) -> None
     out = data.data_points.add()
     _set_attributes(out.attributes, point.labels)
     out.time_unix_nano, out.start_time_unix_nano = point.time_ns, point.start_ns
-    if math.isnan(point.value):
+    if has_ended(point):
         out.flags = _NO_RECORDED_VALUE
     else:
         out.as_double = point.value
@@ -143,6 +158,9 @@ def _add_histogram(data: metrics_pb2.Histogram, point: HistogramPoint) -> None:
     out = data.data_points.add()
     _set_attributes(out.attributes, point.labels)
     out.time_unix_nano, out.start_time_unix_nano = point.time_ns, point.start_ns
+    if has_ended(point):
+        out.flags = _NO_RECORDED_VALUE
+        return
     out.count, out.sum = sum(counts), point.sum
     out.bucket_counts.extend(counts)
     out.explicit_bounds.extend(bounds)
