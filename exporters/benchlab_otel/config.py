@@ -76,11 +76,42 @@ class Align:
     pairs: tuple[Pair, ...] = ()
 
 
+FanRule = Annotated[
+    str,
+    Meta(
+        pattern=r"^[1-9] \S+ -?[\d.]+:\d+ -?[\d.]+:\d+$",
+        description="FAN QUANTITY LOW:DUTY HIGH:DUTY, such as 1 temperature.TS1 30:20 60:100",
+    ),
+]
+Percent = Annotated[int, Meta(ge=0, le=100)]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What a BENCHLAB is told while it is read; nothing unless asked for, and undone in the end.
+
+    `light`: its RGB shows the mean latency of the latest frames: green, yellow from `yellow_ms`, red
+    from `red_ms`, and back `hysteresis` below. `fans`: from LOW to HIGH of a quantity (a sample's
+    attribute without `hw.`, such as `power.gpu`) the duty goes from one to the other, never below
+    `least_duty`; `failsafe_duty` where the quantity is not known.
+    """
+
+    light: bool = False
+    yellow_ms: Positive = 20.0
+    red_ms: Positive = 40.0
+    hysteresis: Annotated[float, Meta(ge=0, lt=1)] = 0.1
+    fans: tuple[FanRule, ...] = ()
+    fan_profile: Annotated[int, Meta(ge=0, le=2)] = 0
+    least_duty: Percent = 20
+    failsafe_duty: Percent = 100
+
+
 @dataclass(frozen=True, slots=True)
 class Benchlab:
     """`ports` (also /dev/tty*) empty = every BENCHLAB on USB; lag and averaging window only where known.
 
-    An emulator says itself that it is simulated; `simulated` is for one that does not.
+    An emulator says itself that it is simulated; `simulated` is for one that does not. With
+    `compare_calibration` the factory's table is in force for a moment when a device is opened.
     """
 
     rate_hz: Positive = 20.0
@@ -89,7 +120,9 @@ class Benchlab:
     window_ms: NotNegative | None = None
     timeout_s: Positive = 0.25
     simulated: bool = False
+    compare_calibration: bool = False
     sysfs: Path = Path("/sys")
+    control: Control = field(default_factory=Control)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +203,11 @@ class Settings:
     probe: Probe = field(default_factory=Probe)
     align: Align = field(default_factory=Align)
     sources: Sources = field(default_factory=Sources)
+
+
+def flat(settings: Settings) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every setting."""
+    return ((key, value) for key, (_, value) in _keys(settings, ""))
 
 
 class ConfigError(ValueError):

@@ -4,27 +4,39 @@
                         /traces.otlp     frames and samples, byte for byte as they arrived
                         /metrics.otlp    metrics, the same
                         /energy.otlp     energy spans, which the aligner derived from traces.otlp
+                        /notes.otlp      what people noted, as spans
                         /lock            locked (flock) while the session is being written
 """
 
 from __future__ import annotations
 
+import atexit
+import errno
 import fcntl
-import json
 import logging
 import os
 import platform
 import re
 import secrets
 import shutil
+import sys
+import tempfile
 import threading
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from benchlab_otel import __version__
+from benchlab_otel.archive.manifest import (
+    MANIFEST,
+    Manifest,
+    arguments_without_secrets,
+    read_manifest,
+    write_manifest,
+)
 from benchlab_otel.archive.records import compressor, frame
 from benchlab_otel.timebase import Anchor
 
@@ -37,25 +49,6 @@ FLUSH_SECONDS = 1.0
 
 class SessionNotFound(LookupError):
     """No session, or more than one, goes by that name; the message lists what there is."""
-
-
-@dataclass(slots=True)
-class Manifest:
-    """What is known of a session besides its data."""
-
-    id: str
-    created: str
-    ended: str | None = None
-    command: list[str] = field(default_factory=list)
-    host: str = ""
-    version: str = __version__
-    python: str = ""
-    boot_id: str = ""
-    clock_offset_ns: int = 0
-    simulated: bool = False
-    notes: list[str] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
-    lost: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +70,22 @@ def new_id(moment: datetime | None = None) -> str:
 class SessionWriter:
     """Appends requests to a session folder; flushed every second, so kill -9 costs at most that.
 
-    Safe to call from several threads. A full disk never damages what was written before: the file
-    is cut back to its last whole record, what did not fit is counted in `lost`, and `error` says so
-    until writing works again.
+    Safe to call from several threads. When less than `min_free_bytes` are left on the disk, recording
+    stops: what came until then is whole, `stopped` is set, `error` says why, and what comes after is
+    counted in `lost`. A disk that is full all the same never damages what was written before: the file
+    is cut back to its last whole record, what did not fit is counted, and `error` says so until writing
+    works again. `devices` is asked for the manifest's list of them.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, min_free_bytes: int = 0) -> None:
         path.mkdir(parents=True, exist_ok=False)
         self.path = path
         self.manifest = manifest
+        self.devices: Callable[[], list[dict[str, Any]]] = list
         self.error: str | None = None
+        self.stopped = threading.Event()
+        self._min_free_bytes = min_free_bytes
+        self._written: dict[str, Any] = {}
         self._lock_file = _acquire(path / "lock")
         self._files = {name: _Appender(path / name) for name in (TRACES, METRICS, ENERGY)}
         self._write_manifest()
@@ -112,9 +111,15 @@ class SessionWriter:
         self._files[ENERGY].append(body)
 
     def flush(self) -> None:
-        """Hands everything to the operating system."""
+        """Hands everything to the operating system, as long as there is room."""
+        if self.stopped.is_set():
+            return
         for file in self._files.values():
             file.flush()
+        left = free_bytes(self.path)
+        if left < self._min_free_bytes:
+            self._stop(left)
+            return
         before, self.error = self.error, next((f.error for f in self._files.values() if f.error), None)
         if self.error and not before:
             log.error("%s", self.error)
@@ -128,12 +133,9 @@ class SessionWriter:
         self.flush()
         for file in self._files.values():
             file.close()
-        self.manifest.ended = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.manifest.ended = self.manifest.ended or _now()
         self.manifest.lost = self.lost
-        try:
-            self._write_manifest()
-        except OSError as error:
-            log.error("%s: the manifest could not be finished: %s", self.path, error.strerror)
+        self._update_manifest()
         self._lock_file.close()
 
     def discard(self) -> None:
@@ -144,11 +146,34 @@ class SessionWriter:
     def _run(self) -> None:
         while not self._closed.wait(FLUSH_SECONDS):
             self.flush()
+            self._update_manifest()
+
+    def _stop(self, left: int) -> None:
+        """Ends the recording while there is still room to end it well."""
+        for file in self._files.values():
+            file.stop()
+        self.error = (
+            f"{self.path}: recording stopped: {_mib(left)} left on the disk, less than session.min_free_mib"
+            f" ({_mib(self._min_free_bytes)}); what was recorded is whole. Free space"
+            " (benchlab-otel sessions prune) or choose another session.data_dir."
+        )
+        log.error("%s", self.error)
+        self.manifest.events.append(self.error)
+        self.manifest.ended = _now()
+        self.stopped.set()
+
+    def _update_manifest(self) -> None:
+        self.manifest.devices = self.devices() or self.manifest.devices
+        if asdict(self.manifest) == self._written:
+            return
+        try:
+            self._write_manifest()
+        except OSError as error:
+            log.error("%s: the manifest could not be written: %s", self.path, error.strerror)
 
     def _write_manifest(self) -> None:
-        draft = self.path / ".manifest.json"
-        draft.write_text(json.dumps(asdict(self.manifest), indent=1) + "\n")
-        draft.replace(self.path / "manifest.json")
+        write_manifest(self.path, self.manifest)
+        self._written = asdict(self.manifest)
 
 
 class _Appender:
@@ -158,6 +183,7 @@ class _Appender:
         self.path = path
         self.lost = 0
         self.error: str | None = None  # why the last write failed
+        self._stopped = False
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._good = 0
         self._pending: list[bytes] = []
@@ -167,7 +193,16 @@ class _Appender:
 
     def append(self, body: bytes) -> None:
         with self._mutex:
-            self._pending.append(frame(body, self._compressor))
+            if self._stopped:
+                self.lost += 1
+            else:
+                self._pending.append(frame(body, self._compressor))
+
+    def stop(self) -> None:
+        """From now on everything is lost; what was appended until now is written."""
+        with self._mutex:
+            self._stopped = True
+        self.flush()
 
     def flush(self) -> None:
         """Writes what is pending, or counts it as lost and says why in `error`."""
@@ -201,14 +236,40 @@ class _Appender:
 def _acquire(path: Path) -> IO[str]:
     """A lock file, locked for as long as it is open."""
     file = path.open("w")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        file.close()
+        raise
     return file
 
 
+def free_bytes(path: Path) -> int:
+    """What a user may still write on the disk that `path` is on."""
+    state = os.statvfs(path)
+    return state.f_bavail * state.f_frsize
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def create(
-    data_dir: Path, anchor: Anchor, command: list[str], session_id: str | None = None
+    data_dir: Path,
+    anchor: Anchor,
+    command: list[str],
+    session_id: str | None = None,
+    min_free_bytes: int = 0,
+    settings: dict[str, Any] | None = None,
 ) -> SessionWriter:
-    """Starts a session below `data_dir`. Raises OSError where the folder can't be made."""
+    """Starts a session below `data_dir`; secrets in the command line are hidden in the manifest.
+
+    Raises OSError where the folder can't be made or less than `min_free_bytes` are left.
+    """
     now = datetime.now(UTC)
     chosen = new_id(now) if session_id is None else session_id
     if not SESSION_ID.match(chosen):
@@ -216,21 +277,28 @@ def create(
     manifest = Manifest(
         id=chosen,
         created=now.isoformat(timespec="milliseconds"),
-        command=command,
+        command=arguments_without_secrets(command),
         host=platform.node(),
-        python=platform.python_version(),
         boot_id=anchor.boot_id,
         clock_offset_ns=anchor.offset_ns,
+        settings=settings or {},
     )
-    return SessionWriter(data_dir / "sessions" / chosen, manifest)
+    folder = data_dir / "sessions"
+    folder.mkdir(parents=True, exist_ok=True)
+    left = free_bytes(folder)
+    if left < min_free_bytes:
+        problem = f"{_mib(left)} left on the disk, less than session.min_free_mib ({_mib(min_free_bytes)})"
+        raise OSError(errno.ENOSPC, problem, str(folder))
+    return SessionWriter(folder / chosen, manifest, min_free_bytes)
 
 
 def open_session(reference: str, data_dir: Path) -> Session:
     """The session that `reference` names: a folder, an OTLP file, an id, the start of one, or "latest".
 
-    Raises SessionNotFound, with what there is, where none or several fit.
+    "-" is an OTLP file on standard input. Raises SessionNotFound, with what there is, where none or
+    several fit.
     """
-    path = Path(reference)
+    path = _standard_input() if reference == "-" else Path(reference)
     if path.is_dir():
         return _at(path)
     if path.is_file():
@@ -249,47 +317,57 @@ def open_session(reference: str, data_dir: Path) -> Session:
     raise SessionNotFound(f"{reference}: no such session in {data_dir / 'sessions'} (newest: {known})")
 
 
+@cache
+def _standard_input() -> Path:
+    """A copy of standard input for as long as the process runs: reading goes back where data are damaged."""
+    folder = tempfile.TemporaryDirectory(prefix="benchlab-otel-")
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "stdin"
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path
+
+
 def session_ids(data_dir: Path) -> list[str]:
     """The ids of all sessions, oldest first."""
     folder = data_dir / "sessions"
-    return (
-        sorted(p.name for p in folder.iterdir() if (p / "manifest.json").is_file()) if folder.is_dir() else []
-    )
+    return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file()) if folder.is_dir() else []
 
 
 def _at(path: Path) -> Session:
-    manifest_path = path / "manifest.json"
+    manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
         if not files:
             raise SessionNotFound(f"{path}: an empty folder, no session and no OTLP file in it")
         return Session(path, None, files, [])
-    manifest = _read_manifest(manifest_path)
-    return Session(
-        path, manifest, _present(path, [TRACES]), _present(path, [ENERGY]), _is_locked(path / "lock")
-    )
+    manifest = read_manifest(manifest_path)
+    return Session(path, manifest, _present(path, [TRACES]), _present(path, [ENERGY]), is_running(path))
 
 
 def _present(path: Path, names: Iterable[str]) -> list[Path]:
     return [path / name for name in names if (path / name).is_file()]
 
 
-def _read_manifest(path: Path) -> Manifest | None:
+def is_running(folder: Path) -> bool:
+    """Whether a session's folder is being written."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        known = Manifest.__dataclass_fields__
-        return Manifest(**{k: v for k, v in found.items() if k in known})
-    except (ValueError, TypeError, AttributeError) as error:
-        log.warning("%s: not a session manifest (%s); its data are read without it", path, error)
-        return None
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with path.open("r") as file:
+        with (folder / "lock").open("r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
     return False
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[bool]:
+    """Keeps a session to oneself while the block runs; False where somebody else has it."""
+    try:
+        lock = _acquire(folder / "lock")
+    except BlockingIOError:
+        yield False
+        return
+    with lock:
+        yield True

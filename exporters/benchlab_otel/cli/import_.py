@@ -64,6 +64,7 @@ def command(
         raise UserError(str(error)) from None
     except FileExistsError:
         raise UserError(f"session {session_id} is there already; choose another --session") from None
+    writer.manifest.live = False  # a file after the other: read by time
     for given in inputs:
         notes = _convert(given, writer)
         writer.manifest.notes += notes

@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from typing import Annotated
 
 import typer
 
 from benchlab_otel.cli import options
 from benchlab_otel.cli.embedded import Embedded, set_up_logging
+from benchlab_otel.cli.errors import Failure
 
 
 def command(
@@ -39,6 +41,16 @@ def command(
         print(f"OTLP      {running.grpc_endpoint} (gRPC), {running.http_endpoint} (HTTP)")
         print(f"metrics   {running.metrics_url}")
         print("Recording; end with ctrl-C.", flush=True)
-        stop.wait(for_seconds)
+        _wait(stop, running.archive.stopped, for_seconds)
         print("Finishing.", flush=True)
     print(f"Now: benchlab-otel report {running.session_id}")
+    if running.archive.stopped.is_set():
+        raise Failure(str(running.archive.error))
+
+
+def _wait(stop: threading.Event, stopped: threading.Event, seconds: float | None) -> None:
+    """Until somebody ends it, the time is over, or the disk is nearly full."""
+    end = float("inf") if seconds is None else time.monotonic() + seconds
+    while not stopped.is_set() and (left := end - time.monotonic()) > 0:
+        if stop.wait(min(left, 0.5)):
+            return

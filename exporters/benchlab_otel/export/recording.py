@@ -115,8 +115,8 @@ def align_session(
     state: Aligner, session: Session, faults: list[Fault], progress: Callable[[int], None] | None = None
 ) -> Iterator[Aligned]:
     """The session's frames with their energy, block by block; memory does not grow with its length."""
-    as_arrived = session.manifest is not None  # as it was live, so that the figures are the same
-    for spans in read_spans(session.traces, faults, as_arrived=as_arrived, progress=progress):
+    live = session.manifest is not None and session.manifest.live  # then the figures are the same again
+    for spans in read_spans(session.traces, faults, as_arrived=live, progress=progress):
         yield from align(state, spans)
     yield from close(state)
 

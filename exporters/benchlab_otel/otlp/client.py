@@ -254,7 +254,8 @@ class GrpcTransport:
         self._channel.close()
 
 
-def _transport(signal: Signal, to: Target) -> Transport:
+def transport(signal: Signal, to: Target) -> Transport:
+    """What sends to a target. Raises OSError for a certificate that can't be read."""
     return GrpcTransport(to, signal) if to.protocol == "grpc" else HttpTransport(to)
 
 
@@ -448,7 +449,7 @@ class OtlpClient:
     def _send(self, signal: Signal, body: bytes) -> Answer:
         if signal not in self._transports:
             try:
-                self._transports[signal] = _transport(signal, self._targets[signal])
+                self._transports[signal] = transport(signal, self._targets[signal])
             except OSError as error:  # a certificate that cannot be read
                 return Answer(False, retry=True, kind="certificate", message=str(error))
         return self._transports[signal].send(body)
@@ -460,7 +461,7 @@ class OtlpClient:
             self._tell(answer.kind, "OTLP %s: %s: %s", self._url(signal), answer.kind, answer.message)
             return
         self.sent += 1
-        rejected, message = _partial_success(signal, answer.body)
+        rejected, message = partial_success(signal, answer.body)
         if rejected:
             self.lost["rejected"] += rejected
             self._tell("partial", "OTLP %s: %d rejected: %s", self._url(signal), rejected, message)
@@ -476,7 +477,8 @@ class OtlpClient:
             log.warning(message, *arguments)
 
 
-def _partial_success(signal: Signal, content: bytes) -> tuple[int, str]:
+def partial_success(signal: Signal, content: bytes) -> tuple[int, str]:
+    """How many spans or points of a delivered request were refused, and why, as its answer says."""
     with contextlib.suppress(DecodeError):
         if signal == "traces":
             traces = ExportTraceServiceResponse.FromString(content).partial_success
