@@ -1,0 +1,283 @@
+"""What goes where: backends, RED metrics of foreign spans, labels, agents and gateways, TLS."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+from benchlab_otel import Probe, contract, sources
+from benchlab_otel.config import Benchlab, Sources
+from benchlab_otel.model import Point
+from benchlab_otel.otlp.client import OtlpClient
+from benchlab_otel.otlp.encode import SpanBatch, encode_request
+from benchlab_otel.otlp.metrics import encode_metrics
+from benchlab_otel.simulate.device import Emulator
+from benchlab_otel.simulate.truth import Load, Truth
+from collector import Aligner, Collector, running, stack, total
+from conftest import need, wait_for
+
+TOKEN = "t0ken-of-the-tests"
+TOKEN_ONLY = "yaml:" + json.dumps(  # a receiver that wants a token, without TLS
+    {
+        "extensions": {"bearertokenauth": {"token": TOKEN}},
+        "receivers": {"otlp": {"protocols": {"http": {"auth": {"authenticator": "bearertokenauth"}}}}},
+        "service": {"extensions": ["health_check", "file_storage", "bearertokenauth"]},
+    }
+)
+
+
+def test_backends_get_frames_and_energy_but_no_samples(tmp_path: Path) -> None:
+    """The trace backend and one to forward to, which wants a token, are Collectors here; nothing circles."""
+    tempo = Collector(tmp_path / "tempo", "all-in-one")
+    yours = Collector(tmp_path / "yours", "all-in-one", TOKEN_ONLY)
+    here = {"TRACES_ENDPOINT": tempo.address["COLLECTOR_OTLP_GRPC"], "FORWARD_ENDPOINT": yours.http}
+    with (
+        running(tempo),
+        running(yours),
+        stack(tmp_path, "forward", FORWARD_TOKEN=TOKEN, **here) as (collector, _),
+    ):
+        measure(OtlpClient(collector.http), frames=30)
+        for backend in (tempo, yours):
+            wait_for(lambda backend=backend: energies(backend) == 30)
+            names = {span.name for _, span, _ in backend.archived().spans}
+            assert names == {"frame", "work", "energy"}
+        spans = [span.span_id for _, span, _ in collector.archived().spans]
+        assert {"frame", "work", "energy", "sample", "session", "clock"} == {
+            span.name for _, span, _ in collector.archived().spans
+        }
+        assert len(spans) == len(set(spans))
+        wait_for(lambda: total(yours.metrics(), "pipeline_frames_total") == 30)
+
+
+def measure(client: OtlpClient, frames: int) -> None:
+    """Frames of a probe while an emulated meter is read, all sent through the client."""
+    load = Load(base={"EPS1": 35.0}, stages={})
+    with Emulator(Truth(load)) as emulator:
+        meter = sources.start(
+            ["benchlab"], Sources(benchlab=Benchlab(ports=(str(emulator.path),))), client, "session-1"
+        )
+        wait_for(lambda: all(h.readings > 10 for h in meter.health()))
+        probe = Probe("cam0", sink=client)
+        for _ in range(frames):
+            with probe.frame() as frame, frame.stage("work"):
+                time.sleep(0.01)
+        probe.close()
+        time.sleep(0.3)  # readings behind the last frame
+        meter.stop()
+    client.close(30)
+    assert not client.lost
+
+
+def energies(collector: Collector) -> int:
+    """Energy spans in the archive, each counted once."""
+    return len({span.span_id for _, span, _ in collector.archived().spans if span.name == "energy"})
+
+
+def test_forwarding_with_a_wrong_token_is_counted(tmp_path: Path) -> None:
+    yours = Collector(tmp_path / "yours", "all-in-one", TOKEN_ONLY)
+    collector = Collector(
+        tmp_path / "here", "all-in-one", "forward", FORWARD_ENDPOINT=yours.http, FORWARD_TOKEN="an0ther-token"
+    )
+    with running(yours), running(collector):
+        client = OtlpClient(collector.http)
+        client.traces(one_span())
+        client.close()
+        wait_for(
+            lambda: collector.own("otelcol_exporter_send_failed_spans_total", exporter="otlp_http/forward")
+        )
+        assert TOKEN not in collector.log() + yours.log()
+        assert "an0ther-token" not in collector.log() + yours.log()
+        assert not yours.archived().spans
+
+
+def one_span() -> bytes:
+    moment = np.array([time.time_ns()], np.int64)
+    span = SpanBatch("x", np.array([[1, 2]], np.uint64), np.array([7], np.uint64), moment, moment)
+    return encode_request({"service.name": "x"}, [span])
+
+
+# -- metrics --------------------------------------------------------------------------------------------
+
+
+def test_foreign_spans_become_red_metrics_with_exemplars(tmp_path: Path) -> None:
+    """Rate, errors and durations of an app's own spans; a pipeline's spans have metrics of their own."""
+    with running(Collector(tmp_path, "all-in-one")) as collector:
+        resource = Resource.create({"service.name": "shop", "service.instance.id": "shop-1"})
+        provider = TracerProvider(resource=resource)
+        provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(f"{collector.http}/v1/traces")))
+        tracer = provider.get_tracer("shop")
+        traces = []
+        for _ in range(5):
+            with tracer.start_as_current_span("checkout") as span:
+                traces.append(f"{span.get_span_context().trace_id:032x}")
+            with tracer.start_as_current_span("picture", attributes={"pipeline.name": "foreign"}):
+                pass
+        provider.shutdown()
+        client = OtlpClient(collector.http)
+        probe = Probe("cam0", sink=client)
+        with probe.frame() as frame, frame.stage("work"):
+            pass
+        probe.close()
+        client.close()
+        bucket = rf'traces_span_metrics_duration_seconds_bucket.* # .*trace_id="({"|".join(traces)})"'
+        wait_for(lambda: re.search(bucket, collector.openmetrics()))
+        wait_for(lambda: total(collector.metrics(), "traces_span_metrics_calls_total") == 5)
+        calls = [s for s in collector.metrics() if s.name == "traces_span_metrics_calls_total"]
+        assert [s.labels for s in calls] == [
+            {
+                "job": "shop",
+                "instance": "shop-1",
+                "service_name": "shop",
+                "span_name": "checkout",
+                "span_kind": "SPAN_KIND_INTERNAL",
+                "status_code": "STATUS_CODE_UNSET",
+            }
+        ]
+
+
+def test_labels_outside_the_contract_make_no_series(tmp_path: Path) -> None:
+    """A restart, another SDK or a label too many must not add series."""
+    with running(Collector(tmp_path, "all-in-one")) as collector:
+        client = OtlpClient(collector.http)
+        for run in range(3):
+            resource = {
+                "service.name": "benchlab-otel",
+                "service.instance.id": "host/benchlab",
+                "host.name": "host",
+                contract.SESSION_ID: f"session-{run}",
+                "benchlab.clock.offset_ns": run,
+                "telemetry.sdk.version": f"1.{run}",
+                "process.pid": run,
+            }
+            labels = {"hw.id": "gpu0", "hw.type": "gpu", "request": f"{run}"}
+            client.metrics(
+                encode_metrics(resource, [Point(contract.HW_POWER, labels, 100.0 + run, time.time_ns())])
+            )
+        client.close()
+        assert not client.lost
+        wait_for(lambda: total(collector.metrics(), "hw_power_watts") == 102)
+        target = {"job": "benchlab-otel", "instance": "host/benchlab"}
+        assert {s.name: s.labels for s in collector.metrics()} == {
+            "hw_power_watts": target | {"hw_id": "gpu0", "hw_type": "gpu"},
+            "target_info": target | {"host_name": "host"},
+        }
+        assert len(collector.metrics()) == 2
+
+
+# -- many hosts, and other machines -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA, a server's and a client's certificate and key, and a client's that another CA signed."""
+    folder = tmp_path_factory.mktemp("keys")
+    for ca in ("ca", "other-ca"):
+        openssl(folder, f"req -x509 -keyout {ca}.key -out {ca}.crt -days 2 -subj /CN={ca}")
+    for name, ca in (("server", "ca"), ("client", "ca"), ("stranger", "other-ca")):
+        openssl(
+            folder,
+            f"req -keyout {name}.key -out {name}.csr -subj /CN={name} -addext subjectAltName=IP:127.0.0.1",
+        )
+        signing = f"x509 -req -in {name}.csr -CA {ca}.crt -CAkey {ca}.key -out {name}.crt -days 2"
+        openssl(folder, f"{signing} -copy_extensions copy")
+    (folder / "token").write_text(TOKEN)
+    return folder
+
+
+def openssl(folder: Path, command: str) -> None:
+    program, *arguments = command.split()
+    if program == "req":
+        arguments += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subprocess.run([need("openssl"), program, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def secured(keys: Path) -> dict[str, str]:
+    return {
+        "TLS_CERT_FILE": str(keys / "server.crt"),
+        "TLS_KEY_FILE": str(keys / "server.key"),
+        "TLS_CLIENT_CA_FILE": str(keys / "ca.crt"),
+        "TOKEN_FILE": str(keys / "token"),
+    }
+
+
+def test_an_agent_and_its_gateway_with_certificates_and_a_token(keys: Path, tmp_path: Path) -> None:
+    """What a host measures arrives at the gateway's /metrics and, without samples, at its backend."""
+    tempo = Collector(tmp_path / "tempo", "all-in-one")
+    gateway = Collector(
+        tmp_path / "gateway",
+        "gateway",
+        "secure-receiver",
+        TRACES_ENDPOINT=tempo.address["COLLECTOR_OTLP_GRPC"],
+        **secured(keys),
+    )
+    aligner = Aligner(tmp_path)
+    agent = Collector(
+        tmp_path / "agent",
+        "agent",
+        "secure-sender",
+        ALIGNER_ENDPOINT=aligner.endpoint,
+        GATEWAY_ENDPOINT=gateway.address["COLLECTOR_OTLP_GRPC"],
+        TLS_CA_FILE=str(keys / "ca.crt"),
+        TLS_CERT_FILE=str(keys / "client.crt"),
+        TLS_KEY_FILE=str(keys / "client.key"),
+        TOKEN_FILE=str(keys / "token"),
+    )
+    with running(tempo), running(gateway), running(agent):
+        aligner.start(agent)
+        measure(OtlpClient(agent.http), frames=20)
+        wait_for(lambda: energies(tempo) == 20)
+        assert "sample" not in {span.name for _, span, _ in tempo.archived().spans}
+        wait_for(lambda: total(gateway.metrics(), "pipeline_frames_total") == 20)
+        assert energies(agent) == 20
+        aligner.end()
+        assert TOKEN not in gateway.log() + agent.log()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize(
+    ("certificate", "token", "taken"),
+    [
+        ("client", TOKEN, True),
+        ("client", "an0ther-token", False),
+        ("stranger", TOKEN, False),
+        (None, TOKEN, False),
+    ],
+)
+def test_senders_need_a_certificate_and_the_token(
+    protocol: str, certificate: str | None, token: str, taken: bool, keys: Path, gateway: Collector
+) -> None:
+    name = "COLLECTOR_OTLP_GRPC" if protocol == "grpc" else "COLLECTOR_OTLP_HTTP"
+    environment = {
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"https://{gateway.address[name]}",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": str(keys / "ca.crt"),
+        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{token}",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "5000",
+    }
+    if certificate:
+        environment["OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"] = str(keys / f"{certificate}.crt")
+        environment["OTEL_EXPORTER_OTLP_CLIENT_KEY"] = str(keys / f"{certificate}.key")
+    client = OtlpClient(environ=environment)
+    client.traces(one_span())
+    client.close(10 if taken else 0.7)
+    assert client.sent == taken
+    assert bool(client.lost) is not taken
+
+
+@pytest.fixture(scope="module")
+def gateway(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collector]:
+    """One for all senders."""
+    folder = tmp_path_factory.mktemp("gateway")
+    with running(Collector(folder, "gateway", "secure-receiver", **secured(keys))) as collector:
+        yield collector
