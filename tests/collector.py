@@ -184,7 +184,7 @@ class Aligner:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(how)
             out, _ = self._process.communicate(timeout=60)
-            assert "Traceback" not in out
+            assert "Traceback" not in out, out
 
 
 def clean_environment(folder: Path) -> dict[str, str]:
