@@ -52,7 +52,7 @@ def chosen(dashboard: dict[str, Any], url: str | None) -> dict[str, str]:
 
 def filled_in(text: str, values: dict[str, str]) -> str:
     """With values for the dashboard's variables."""
-    return re.sub(r"\$\{?(\w+)\}?", lambda found: values.get(found[1], found[0]), text)
+    return re.sub(r"\$(\w+)", lambda found: values.get(found[1], found[0]), text)
 
 
 def ask(url: str, target: dict[str, Any], values: dict[str, str], seconds: float = 120) -> list[Series]:

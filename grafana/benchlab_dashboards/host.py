@@ -21,7 +21,7 @@ NOW = Row(
             "Hosts",
             "Hosts whose host source runs.",
             "none",
-            Query(f"count(count by (host) ({by_host(series(contract.CPU_TIME))}))"),
+            Query(f"count(count by (host) ({by_host(series(contract.CPU_UTILIZATION))}))"),
             absent=NO_HOST,
         ),
         number(
