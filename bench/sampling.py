@@ -5,14 +5,18 @@
 RAPL at 1 kHz on a powercap tree of three zones, encoded into a sink that counts; the loop opens and
 reads the same files, sleeps for a millisecond and keeps nothing; "sleep" only wakes up a thousand
 times a second: what this machine's kernel (and hypervisor) takes for that alone. Then every source
-at 20 Hz (host at 1 Hz), BENCHLAB as an emulator in another process. Each for SECONDS (default 10)
-and three repeats, in turn; prints the share of one core as median, min and max over the repeats.
+at 20 Hz (host at 1 Hz), BENCHLAB as an emulator in another process and NVML as the tests' stub library,
+so without the time that a driver takes. Each for SECONDS (default 10) and three repeats, in turn;
+prints the share of one core as median, min and max over the repeats.
 
 Lateness is the instant of a reading (its span's start) minus the instant that was planned for it.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,7 +31,7 @@ import numpy as np
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from benchlab_otel import sources
-from benchlab_otel.config import Benchlab, Rapl, Sources
+from benchlab_otel.config import Benchlab, Nvml, Rapl, Sources
 from benchlab_otel.sources import rapl
 from benchlab_otel.sources.runner import Runner
 from benchlab_otel.sources.schedule import Schedule
@@ -191,6 +195,19 @@ def emulator() -> Iterator[str]:
         process.terminate()
 
 
+def nvml(folder: Path) -> list[str]:
+    """The source, with the stub loaded, which the bindings then get by its name; none without a compiler."""
+    if not shutil.which("gcc"):
+        print("nvml is left out: no gcc to build the stub with")
+        return []
+    tests, library = Path(__file__).parents[1] / "tests/nvml", folder / "libnvidia-ml.so.1"
+    options = ["-shared", "-fPIC", "-O2", "-pthread", f"-Wl,-soname,{library.name}"]
+    subprocess.run(["gcc", *options, "-o", library, tests / "stub.c"], check=True)
+    os.environ["NVML_STUB"] = str(tests / "full.txt")
+    ctypes.CDLL(str(library))
+    return ["nvml"]
+
+
 def main() -> None:
     """Prints the comparison."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
@@ -198,7 +215,9 @@ def main() -> None:
         tree = Path(folder)
         files = fixture(tree)
         fast = Sources(rapl=Rapl(rate_hz=RATE_HZ, sysfs=tree))
-        slow = Sources(benchlab=Benchlab(ports=(port,)), rapl=Rapl(rate_hz=20.0, sysfs=tree))
+        slow = Sources(
+            benchlab=Benchlab(ports=(port,)), rapl=Rapl(rate_hz=20.0, sysfs=tree), nvml=Nvml(rate_hz=20.0)
+        )
         print("RAPL at 1 kHz")
         result = shares(
             {
@@ -214,7 +233,7 @@ def main() -> None:
         print("lateness")
         show_histogram(lateness(tree, seconds))
         print("every source at 20 Hz, host at 1 Hz")
-        each = ["benchlab", "rapl", "host"]
+        each = ["benchlab", "rapl", *nvml(tree), "host"]
         ways = {"all": each} | {name: [name] for name in each}
         tell(shares({way: partial(sampled, names, slow, seconds) for way, names in ways.items()}))
 

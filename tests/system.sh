@@ -2,6 +2,7 @@
 # Installs what the tests need from Debian, where this user may; without it those tests skip (CI: fail).
 set -euo pipefail
 packages=(
+  gcc libc6-dev  # the stub of NVIDIA's library is in C
   gir1.2-gst-plugins-base-1.0 gir1.2-gstreamer-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good
   gstreamer1.0-tools prometheus python3-gi
 )

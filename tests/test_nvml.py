@@ -263,7 +263,7 @@ def test_what_cannot_be_ends_the_readings_and_what_came_before_is_kept(
     (told,) = ask(gpu(*lines), readings=4, at_once=at_once)
     assert told["error"]["reason"] == reason
     assert message in told["error"]["message"]
-    assert "GPU-aa" in told["error"]["message"]
+    assert "GPU 0 (GPU-aa)" in told["error"]["message"]
     if good:
         assert [next(iter(sample.values())) for sample in told["samples"]] == good
 
@@ -284,7 +284,8 @@ def test_several_gpus_have_domains_by_index_and_one_that_is_lost_ends_alone(ask)
     assert well["failures"] == {}
     assert not gone["ok"]
     assert gone["readings"] == 19  # all that were told, one of 20 on opening
-    assert "GPU GPU-bb: NVML: GPU is lost" in gone["message"]
+    assert "GPU 1" in gone["message"]
+    assert "GPU is lost" in gone["message"]
     assert told["values"][json.dumps(series)][-1] is None  # no last known value
 
 

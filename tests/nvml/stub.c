@@ -19,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { OK = 0, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, NOT_LOADED = 9 };
+enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, NOT_LOADED = 9 };
 enum { OBJECTS = 32, ENTRIES = 80, VALUES = 64 };
 typedef unsigned long long u64;
 
@@ -29,7 +29,7 @@ struct object { char uuid[96]; int parent; struct entry entries[ENTRIES]; int co
 static struct object objects[OBJECTS]; /* 0 is the system; parent 0: a GPU, -1: the system */
 static int object_count, users;
 static double begun;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER, user_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static double now(void) {
     struct timespec t;
@@ -131,13 +131,21 @@ static int text(struct object *object, const char *key, char *out, unsigned size
 int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     u64 none;
+    pthread_mutex_lock(&user_lock);
     int code = users ? OK : parse();
     if (code == OK && find(&objects[0], "init")) code = told(&objects[0], "init", &none);
     if (code == OK) users++;
+    pthread_mutex_unlock(&user_lock);
     return code;
 }
 
-int nvmlShutdown(void) { return users ? (users--, OK) : 1; }
+int nvmlShutdown(void) {
+    pthread_mutex_lock(&user_lock);
+    int code = users ? OK : UNINITIALIZED;
+    if (users) users--;
+    pthread_mutex_unlock(&user_lock);
+    return code;
+}
 
 const char *nvmlErrorString(int code) { (void)code; return "an error"; }
 
@@ -168,12 +176,6 @@ int nvmlDeviceGetCount_v2(unsigned *out) {
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, struct object **out) { return handle(child(0, index), out); }
-
-int nvmlDeviceGetHandleByUUID(const char *uuid, struct object **out) {
-    for (int i = 1; i < object_count; i++)
-        if (!strcmp(objects[i].uuid, uuid)) return handle(&objects[i], out);
-    return NOT_FOUND;
-}
 
 int nvmlDeviceGetIndex(struct object *gpu, unsigned *out) { *out = index_of(gpu); return OK; }
 

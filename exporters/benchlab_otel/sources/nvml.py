@@ -55,22 +55,15 @@ _POWERS = {
 
 
 def addresses(settings: Nvml) -> list[str]:
-    """The UUID of each GPU, or its index where it tells none; "", the first to come, where there are none."""
+    """NVML's index of each GPU, as nvidia-smi shows it; "", the first to come, where there are none."""
     try:
         pynvml.nvmlInit()
+        try:
+            return [str(index) for index in range(pynvml.nvmlDeviceGetCount())] or [""]
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return [""]
-    try:
-        return [_address(index) for index in range(pynvml.nvmlDeviceGetCount())] or [""]
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _address(index: int) -> str:
-    try:
-        return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))
-    except pynvml.NVMLError:  # opening it tells why
-        return str(index)
 
 
 def open_reader(settings: Nvml, address: str) -> NvmlReader:
@@ -93,8 +86,6 @@ def open_reader(settings: Nvml, address: str) -> NvmlReader:
 def _handle(address: str) -> Any:
     if not pynvml.nvmlDeviceGetCount():
         raise SourceError("absent", "the NVIDIA driver has no GPU", "`lspci -d 10de:` should list it")
-    if address.startswith("GPU-"):
-        return pynvml.nvmlDeviceGetHandleByUUID(address)
     return pynvml.nvmlDeviceGetHandleByIndex(int(address or 0))
 
 
@@ -130,7 +121,7 @@ class NvmlReader:
         domain = "gpu" if pynvml.nvmlDeviceGetCount() == 1 else f"gpu-{pynvml.nvmlDeviceGetIndex(handle)}"
         card = Gpu(handle, hw_id(uuid), domain)
         found = meters(handle)
-        self._what = what
+        self._what = f"{what} ({uuid})"
         self._offset = anchor()
         self._first, self._rest = ([m.call for m in found] + [tuple, tuple])[:2]
         self._names = [name for meter in found for name in meter.names]
@@ -164,12 +155,9 @@ class NvmlReader:
         n, error = self._judge(start, values)
         if n:
             refresh = self._refresh.update(start[:n], values[:n, :1])
-            state = self._state.latest()
-            fields = [*self._fields, *(Field("", metric, labels) for metric, labels, _ in state)]
-            slow = np.array([refresh, *(value for *_, value in state)])
-            yield Batch(
-                start[:n], end[:n], fields, np.hstack([values[:n], np.broadcast_to(slow, (n, len(slow)))])
-            )
+            fields, told = self._state.latest()
+            slow = np.broadcast_to([refresh, *told], (n, 1 + len(told)))
+            yield Batch(start[:n], end[:n], [*self._fields, *fields], np.hstack([values[:n], slow]))
         if error:
             raise error
 

@@ -19,6 +19,7 @@ import pynvml
 from benchlab_otel import contract
 from benchlab_otel.contract import Metric
 from benchlab_otel.sources.nvml_calls import either, field_values, optional
+from benchlab_otel.sources.reading import Field
 
 PERIOD_S = 1.0
 STALE_S = 5.0  # older values are not shown: a call that hangs must not freeze them
@@ -76,7 +77,7 @@ class State:
 
     def __init__(self, card: Gpu) -> None:
         self._card = card
-        self._values, self._read_at = values(card), time.monotonic()
+        self._read()
         self._error: pynvml.NVMLError | None = None
         self._stop = Event()
         self._thread = Thread(target=self._run, name=f"benchlab-otel-{card.name}-state", daemon=True)
@@ -87,9 +88,9 @@ class State:
         if self._error is not None:
             raise self._error
 
-    def latest(self) -> list[Value]:
-        """The values of the last second; none where they are stale."""
-        return self._values if time.monotonic() - self._read_at < STALE_S else []
+    def latest(self) -> tuple[list[Field], list[float]]:
+        """The values of the last second, for the metrics only; none where they are stale."""
+        return self._latest if time.monotonic() - self._read_at < STALE_S else ([], [])
 
     def close(self) -> None:
         """Ends the reading."""
@@ -99,9 +100,14 @@ class State:
     def _run(self) -> None:
         try:
             while not self._stop.wait(PERIOD_S):
-                self._values, self._read_at = values(self._card), time.monotonic()
+                self._read()
         except pynvml.NVMLError as error:
             self._error = error
+
+    def _read(self) -> None:
+        told = values(self._card)
+        self._latest = [Field("", metric, labels) for metric, labels, _ in told], [v for *_, v in told]
+        self._read_at = time.monotonic()
 
 
 def values(card: Gpu) -> list[Value]:
