@@ -68,14 +68,19 @@ def test_every_key_can_be_set_by_its_variable(monkeypatch: pytest.MonkeyPatch) -
     samples = {
         "Path": "/x",
         "str": "1.2.3.4:5",
-        "float": "7",
+        "float": "0.7",
+        "int": "1",
         "bool": "true",
         "tuple": "a:b,c:d",
         "NoneType": "7",
     }
+    by_key = {
+        "sources.host.pids": "7,8",
+        "sources.benchlab.control.fans": "1 temperature.TS1 30:20 60:100,2 power.gpu 100:30 400:100",
+    }
     for key, found in resolve().items():
         by_type = samples[type(found.value).__name__.replace("Posix", "")]
-        monkeypatch.setenv(variable(key), "7,8" if key == "sources.host.pids" else by_type)
+        monkeypatch.setenv(variable(key), by_key.get(key, by_type))
     assert {v.origin[0] for v in resolve().values()} == {"$"}
     assert is_dataclass(load())
 

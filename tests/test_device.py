@@ -31,6 +31,13 @@ def open_port(emulator: Emulator, timeout: float = 20.0) -> serial.Serial:
     return serial.Serial(str(emulator.path), wire.BAUD_RATE, timeout=timeout, rtscts=False, dsrdtr=False)
 
 
+def drain(port: serial.Serial) -> None:
+    """Drops the welcome; there is none where the port was open a moment before."""
+    port.timeout, kept = 0.2, port.timeout
+    port.read(2 * wire.LONG_WELCOME_SIZE)
+    port.timeout = kept
+
+
 def ask(port: serial.Serial, request: bytes, size: int) -> bytes:
     port.write(request)
     return port.read(size)

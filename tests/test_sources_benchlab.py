@@ -24,6 +24,7 @@ from benchlab_otel.sources.reading import SourceError
 from benchlab_otel.timebase import anchor
 from conftest import wait_for
 from receiving import Receiver, read_one
+from test_device import drain
 
 WATTS = {"EPS1": 51.2, "EPS2": 7.0, "ATX3V": 3.3, "ATX12V": 21.0, "PCIE1": 44.0, "HPWR1": 120.0}
 TRUTH = Truth(Load(base=WATTS))
@@ -125,8 +126,7 @@ def test_the_vendors_client_and_ours_read_the_same_value_by_value(product_id, fi
             device = reader.device
             ours = named_as_the_vendor_does(read_one(reader))
         with serial.Serial(str(emulator.path), wire.BAUD_RATE, timeout=20) as port:
-            if emulator.layout.welcome_size == wire.LONG_WELCOME_SIZE:
-                port.read(wire.LONG_WELCOME_SIZE)
+            drain(port)
             identity = read_device(port)
             assert device.hw_id == f"benchlab-{read_uid(port)}"
             assert read_name(port) in device.description

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -37,7 +39,7 @@ from benchlab_otel.hub.grpc import GrpcServer
 from benchlab_otel.hub.http import HttpServer, otlp_app
 from benchlab_otel.hub.hub import Hub
 from benchlab_otel.hub.metrics import MetricStore, metrics_app
-from benchlab_otel.model import HistogramPoint, Point, Resource, Spans
+from benchlab_otel.model import COMPLETED, OUTCOMES, Frames, HistogramPoint, Point, Resource, Spans
 from benchlab_otel.otlp.encode import SpanBatch, encode_request, resource_of
 from benchlab_otel.otlp.ids import random64
 from benchlab_otel.otlp.metrics import encode_metrics
@@ -47,6 +49,7 @@ from benchlab_otel.timebase import CLOCK_ATTRIBUTE, Anchor, ClockState, anchor, 
 log = logging.getLogger(__name__)
 
 CLOCK_CHECK_SECONDS = 1.0
+LATELY_SECONDS = 2.0  # frames done longer ago say nothing of the latency now
 
 
 class Embedded:
@@ -104,9 +107,11 @@ class Embedded:
         clock = ClockWatch(self.base, self.resource, self._settings, self.hub.traces, self._note)
         self._closing.callback(clock.close)
         try:
-            self.sources = sources.start(source_names, self._settings.sources, self.hub, self.session_id)
+            self.sources = sources.start(
+                source_names, self._settings.sources, self.hub, self.session_id, latency=self._live.latency
+            )
         except ValueError as error:
-            raise UserError(f"sources.enabled: {error}") from None
+            raise UserError(f"sources: {error}") from None
         self._closing.callback(self.sources.stop)
         self.archive.devices = self._devices
 
@@ -160,6 +165,7 @@ class LiveAligner:
         self._energy = give_out
         self._lock = threading.Lock()
         self._summaries: list[Attribution] = []
+        self._latest = (0.0, -math.inf)  # mean duration (s) of the frames done last, and when (monotonic)
         self.simulated = False  # whether any span said so
 
     def take(self, spans: Spans) -> None:
@@ -177,7 +183,19 @@ class LiveAligner:
         with self._lock:
             for aligned in blocks:
                 take_in(self._metrics, aligned)
+                self._note_latency(aligned.frames)
         self._give_out(condition_live(self._conditioner, self._aligner, blocks))
+
+    def _note_latency(self, frames: Frames) -> None:
+        durations = (frames.end - frames.begin)[frames.outcome == OUTCOMES.index(COMPLETED)]
+        if len(durations):
+            self._latest = (float(durations.mean()) * 1e-9, time.monotonic())
+
+    def latency(self) -> float | None:
+        """Mean seconds of the frames that were done last, None where none was done lately."""
+        with self._lock:
+            seconds, when = self._latest
+        return seconds if time.monotonic() - when < LATELY_SECONDS else None
 
     def _give_out(self, blocks: list[Aligned]) -> None:
         for aligned in blocks:

@@ -214,12 +214,19 @@ class Emulator:
         if events & select.POLLHUP:
             return b"", False
         request = os.read(self._master, 4096) if events & select.POLLIN else b""
-        while request and not self.memory.whole(request) and poll.poll(_PLUG_POLL_MS):
+        while request and len(request) < self.memory.size(request) and poll.poll(_PLUG_POLL_MS):
             request += os.read(self._master, 4096)
         return request, True
 
-    def _serve(self, request: bytes) -> None:
-        """Answers one packet; the firmware checks its length and ignores what is wrong."""
+    def _serve(self, received: bytes) -> None:
+        """Answers what came, packet for packet."""
+        while received:
+            size = self.memory.size(received) or len(received)
+            self._serve_packet(received[:size])
+            received = received[size:]
+
+    def _serve_packet(self, request: bytes) -> None:
+        """The firmware checks a packet's length and ignores what is wrong."""
         arrived = time.monotonic()
         self.requests += 1
         self.opcodes[request[0]] += 1

@@ -67,12 +67,25 @@ class Memory:
             wire.READ_DEFAULT_CONFIG: lambda _: self._default_config(),
         }
 
-    def whole(self, request: bytes) -> bool:
-        """Whether a request is all there: long ones come in several packets."""
-        sizes = {wire.WRITE_FAULT: self._sizes.get("FaultConfigStruct", 0)}
+    def size(self, request: bytes) -> int:
+        """The length of the command that bytes begin with, 0 where it has an answer and so stands alone.
+
+        A pty has no packets: a command without an answer and what follows it may come as one.
+        """
+        fan, rgb = self._sizes["FanConfigStruct"], self._sizes["RGBConfigStruct"]
+        sizes = {wire.ACTION: 5, wire.WRITE_FAN: 3 + fan, wire.WRITE_RGB: 2 + rgb}
+        sizes |= {wire.LOAD_CALIBRATION: 2, wire.STORE_CALIBRATION: 2}
+        sizes |= {wire.LOAD_CONFIG: 1, wire.STORE_CONFIG: 1}
+        sizes[wire.WRITE_FAULT] = 1 + self._sizes.get("FaultConfigStruct", 0)
+        sizes[wire.WRITE_NAME] = request.find(b"\0", 1) + 1 or len(request)
+        sizes[wire.WRITE_CALIBRATION] = self._calibration_size(request)
+        return sizes.get(request[0], 0)
+
+    def _calibration_size(self, request: bytes) -> int:
         if self.layout.whole_calibration:
-            sizes[wire.WRITE_CALIBRATION] = self.layout.calibration_size
-        return len(request) > sizes.get(request[0], 0)
+            return 1 + self.layout.calibration_size
+        offset = request[1] if len(request) > 1 else 0
+        return min(len(request), wire.PACKET, 2 + max(0, self.layout.calibration_size - offset))
 
     def command(self, request: bytes) -> bytes:
         """The answer to a command, b"" where there is none."""

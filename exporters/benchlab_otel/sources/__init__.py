@@ -26,6 +26,10 @@ from benchlab_otel.timebase import CLOCK_ATTRIBUTE, anchor
 
 NAMES = ("benchlab", "rapl", "nvml", "drm", "hwmon", "power_supply", "host")
 
+LOOK_S = 3.0
+Latency = Callable[[], float | None]
+_Place = tuple[str, str]  # source, address
+
 
 class Source(Protocol):
     """What a source's module has."""
@@ -91,10 +95,6 @@ class Running:
         return device is None or any(h.ok and h.device and h.device.hw_id == device.hw_id for h in others)
 
 
-LOOK_S = 3.0
-_Place = tuple[str, str]
-
-
 def _same(a: _Place, b: _Place) -> bool:
     """Whether two addresses are one: a port's stable name appears a little later than the port."""
     return a == b or (a[0] == b[0] and os.path.realpath(a[1]) == os.path.realpath(b[1]))
@@ -108,11 +108,14 @@ def start(
     resource_extra: Mapping[str, Scalar] | None = None,
     flush_s: float = 0.4,
     metrics_s: float = 1.0,
+    latency: Latency = lambda: None,
 ) -> Running:
     """Reads the named sources, each device in a thread of its own, until `stop` is called.
 
     A device that is not there or not readable is no error: its health says so and it is tried
-    again. Raises ValueError for a name that is no source.
+    again. `latency` is that of the latest frames (s), for a device whose control shows it: the source
+    then has `controlled(section, address, latency)`, which gives what opens its reader. Raises
+    ValueError for a name that is no source, and for a control that can't be.
     """
     found = {name: (load(name), getattr(settings, name)) for name in names}
 
@@ -122,7 +125,7 @@ def start(
         return Runner(
             name,
             address,
-            partial(source.open_reader, section, address),
+            _opener(source, section, address, latency),
             Schedule(1.0 / section.rate_hz, time.monotonic()),
             sink,
             partial(_resource, name, session_id, resource_extra or {}),
@@ -138,6 +141,13 @@ def start(
         ]
 
     return Running(addresses, new_runner)
+
+
+def _opener(source: Source, section: Any, address: str, latency: Latency) -> Callable[[], Reader]:
+    controlled = getattr(source, "controlled", None)
+    if controlled is None:
+        return partial(source.open_reader, section, address)
+    return cast(Callable[[], Reader], controlled(section, address, latency))
 
 
 def _resource(source: str, session_id: str, extra: Mapping[str, Scalar], device: Device | None) -> Resource:

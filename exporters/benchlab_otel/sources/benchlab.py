@@ -8,8 +8,9 @@ decoded, a few at a time: from the first one that can't be, none is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from glob import glob
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import numpy as np
 
 from benchlab_otel import contract, wire
 from benchlab_otel.config import Benchlab
-from benchlab_otel.model import Scalar
+from benchlab_otel.model import Float, Scalar
+from benchlab_otel.sources.benchlab_control import Control, Latency
 from benchlab_otel.sources.benchlab_port import NOT_FOUND, QUIET_S, Port
+from benchlab_otel.sources.benchlab_settings import Settings
 from benchlab_otel.sources.benchlab_values import groups, implausible
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
 
@@ -59,15 +62,33 @@ def open_reader(settings: Benchlab, address: str) -> BenchlabReader:
     return BenchlabReader(settings, address)
 
 
+def controlled(settings: Benchlab, address: str, latency: Latency) -> Callable[[], BenchlabReader]:
+    """Opens a port as `open_reader` does, each time with the same control where any is asked for.
+
+    ValueError for a fan rule that can't be followed.
+    """
+    asked = settings.control.light or settings.control.fans
+    control = Control(settings.control, latency) if asked else None
+    if control is None or not address:
+        return partial(open_reader, settings, address)
+    return partial(BenchlabReader, settings, address, control)
+
+
 class BenchlabReader:
     """One device on one port. Not for two threads."""
 
-    def __init__(self, settings: Benchlab, path: str) -> None:
+    def __init__(self, settings: Benchlab, path: str, control: Control | None = None) -> None:
         self.path = path
         self._port = Port(path, settings.timeout_s)
+        self._control: Control | None = None  # until the device is known
+        self._failed = False
         try:
             known = shake_hands(self._port)
-            calibration = self._port.ask(bytes([wire.READ_CALIBRATION]), known.layout.calibration_size).raw
+            self._settings = Settings(self._port, known.layout)
+            lasting = _lasting(known, self._settings, settings.compare_calibration)
+            if control:
+                control.opened(self._settings, known.uid)
+                self._control = control
         except SourceError:
             self.close()
             raise
@@ -80,19 +101,22 @@ class BenchlabReader:
             attributes=_known_of_meter(settings),
         )
         self._groups = groups(self._layout)
-        lasting = _lasting(known, calibration)
         self._lasting = np.array([value for _, value in lasting])
         self._fields = [field for group in self._groups for field in group.fields(known.hw_id)]
         self._fields += [field for field, _ in lasting]
 
     def close(self) -> None:
-        """Closes the port, also one whose device is gone."""
+        """Puts back what was controlled and closes the port, also one whose device is gone."""
+        if self._control:
+            self._control.closing(self._settings, self._failed)
         self._port.close()
 
     def read(self) -> Reply:
         """All sensors at once; raises SourceError for anything but one whole answer."""
+        self._failed = True  # unless all goes well
         reply = self._port.ask(_READ_SENSORS, self._layout.sensors.itemsize)
-        if wire.GREETING in reply.raw:
+        self._failed = wire.GREETING in reply.raw
+        if self._failed:
             raise SourceError("garbled", f"{self.path}: an unsolicited welcome in the answer")
         return reply
 
@@ -106,7 +130,18 @@ class BenchlabReader:
             values = np.hstack([*(group.values(sensors[:n]) for group in self._groups), lasting])
             yield Batch(start[:n], end[:n], self._fields, values)
         if problem:
+            self._failed = True
             raise SourceError("implausible", f"{self.path}: {problem}")
+        if self._control and not self._failed:
+            self._act(self._control, values[-1])
+
+    def _act(self, control: Control, newest: Float) -> None:
+        try:
+            keys = (field.key for field in self._fields)
+            control.act(self._settings, dict(zip(keys, newest.tolist(), strict=True)))
+        except SourceError:
+            self._failed = True
+            raise
 
 
 _READ_SENSORS = bytes([wire.READ_SENSORS])
@@ -150,8 +185,7 @@ def shake_hands(port: Port) -> Identity:
         expected = f"{len(welcome)} B of welcome, expected {layout.welcome_size}"
         raise SourceError("garbled", f"{port.path}: {layout.product} firmware {firmware}: {expected}")
     uid = port.ask(bytes([wire.READ_UID]), wire.UID_SIZE).raw
-    name = port.ask(bytes([wire.READ_NAME]), wire.NAME_SIZE).raw
-    return Identity(layout, uid, text(name))
+    return Identity(layout, uid, Settings(port, layout).name())
 
 
 def _welcome(port: Port) -> bytes:
@@ -171,7 +205,7 @@ def _welcome(port: Port) -> bytes:
 _FOREIGN = "name the BENCHLAB's own port in sources.benchlab.ports, or plug it in again"
 
 
-def _lasting(known: Identity, calibration: bytes) -> list[tuple[Field, float]]:
+def _lasting(known: Identity, settings: Settings, compare: bool) -> list[tuple[Field, float]]:
     """What holds for as long as the port is open: who it is, and the state of its calibration."""
     info = {
         "hw.id": known.hw_id,
@@ -182,10 +216,16 @@ def _lasting(known: Identity, calibration: bytes) -> list[tuple[Field, float]]:
         "hw.serial_number": known.uid.hex().upper(),
         "hw.firmware_version": str(known.layout.firmware),
     }
-    valid = {"hw.id": known.hw_id, "hw.state": "valid"}
+    calibration = settings.calibration()
+    states = {"valid": calibration_valid(calibration)}
+    if compare:
+        states["factory"] = settings.factory_calibration()[2:] == calibration[2:]
     return [
         (Field("", contract.HW_INFO, {key: value for key, value in info.items() if value}), 1.0),
-        (Field("", contract.HW_CALIBRATION, valid), float(calibration_valid(calibration))),
+        *(
+            (Field("", contract.HW_CALIBRATION, {"hw.id": known.hw_id, "hw.state": state}), float(holds))
+            for state, holds in states.items()
+        ),
     ]
 
 
@@ -201,8 +241,3 @@ def _known_of_meter(settings: Benchlab) -> dict[str, Scalar]:
     if settings.window_ms is not None:
         known[contract.METER_WINDOW] = round(settings.window_ms * 1e6)
     return known
-
-
-def text(raw: bytes) -> str:
-    """What a NUL-padded field says."""
-    return raw.split(b"\0", 1)[0].decode("utf-8", "replace")

@@ -10,7 +10,8 @@ A source is one module of this package with two functions:
 - `open_reader(settings, address) -> Reader`: opens one and makes sure that it is what it should be,
   else SourceError.
 
-`settings` is the source's own section of `config.Sources`. A further source is a module, a section there, and its name in `sources.NAMES`.
+`settings` is the source's own section of `config.Sources`. A further source is a module, a section
+there, and its name in `sources.NAMES`. One that can be controlled has `controlled` too, see `start`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ Reason = Literal[
     "garbled",  # an answer that is not one
     "implausible",  # an answer with values that can't be
     "reset",  # its counters began again
+    "refused",  # a setting that the device did not take
     "defect",  # an error in this program
 ]
 

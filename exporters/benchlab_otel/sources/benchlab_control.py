@@ -1,0 +1,149 @@
+"""What a BENCHLAB is told while it is read: lights that show latency, fans that follow a quantity.
+
+Only the thread that reads the device writes to it, between two readings. What is changed is first
+read and put back in the end. When readings stop, fans go to their fail-safe duty, as far as the
+device still takes it; a process that is killed can't undo anything (`benchlab-otel device restore`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchlab_otel import config
+from benchlab_otel.sources.benchlab_settings import Settings, pack
+from benchlab_otel.sources.reading import SourceError
+
+log = logging.getLogger(__name__)
+
+Latency = Callable[[], float | None]
+_COLORS = {"green": (0, 255, 0), "yellow": (255, 140, 0), "red": (255, 0, 0)}
+_LEAST_STEP = 2  # %: smaller changes of a fan are not worth a write
+
+
+def color_of(latency_ms: float, shown: str, rules: config.Control) -> str:
+    """Green, yellow or red; a colour is left downwards only below its threshold less the hysteresis."""
+    slack = 1.0 - rules.hysteresis
+    red = rules.red_ms * (slack if shown == "red" else 1.0)
+    yellow = rules.yellow_ms * (slack if shown in ("yellow", "red") else 1.0)
+    return "red" if latency_ms >= red else "yellow" if latency_ms >= yellow else "green"
+
+
+@dataclass(frozen=True, slots=True)
+class FanRule:
+    """The duty of a fan (counted from 0) by a quantity, which is an attribute of the samples."""
+
+    fan: int
+    key: str
+    low: float
+    low_duty: float
+    high: float
+    high_duty: float
+
+
+def parse_rule(text: str) -> FanRule:
+    """A rule as `config.FanRule` has it; ValueError where HIGH is not above LOW or a duty above 100."""
+    fan, quantity, low, high = text.split(" ")
+    (from_, from_duty), (to, to_duty) = (tuple(map(float, end.split(":"))) for end in (low, high))
+    if not from_ < to or max(from_duty, to_duty) > 100:
+        raise ValueError(f"fan rule {text!r}: expected LOW < HIGH, and duties up to 100")
+    return FanRule(int(fan) - 1, f"hw.{quantity}", from_, from_duty, to, to_duty)
+
+
+def duty_of(rule: FanRule, value: float | None, rules: config.Control) -> int:
+    """Percent, on the line between both ends of the rule; the fail-safe duty where there is no value."""
+    if value is None or np.isnan(value):
+        return rules.failsafe_duty
+    ends = (rule.low, rule.high), (rule.low_duty, rule.high_duty)
+    return max(rules.least_duty, round(float(np.interp(value, *ends))))
+
+
+class Control:
+    """The control of one device, through all the times that its port is opened."""
+
+    def __init__(self, rules: config.Control, latency: Latency) -> None:
+        self._rules, self._latency = rules, latency
+        self._fan_rules = [parse_rule(text) for text in rules.fans]
+        self._before: dict[tuple[str, int], bytes] = {}  # what was there: by ("fan" or "rgb", number)
+        self._owner = b""
+        self._color = ""
+        self._duties: dict[int, int] = {}
+        self._ended = False
+
+    def opened(self, settings: Settings, uid: bytes) -> None:
+        """Reads what will be changed, the first time that the device is seen."""
+        if uid != self._owner:
+            self._owner, self._before = uid, {}
+        self._color, self._duties = "", {}
+        for rule in self._fan_rules:
+            fan = settings.fan(self._rules.fan_profile, rule.fan)
+            self._before.setdefault(("fan", rule.fan), fan)
+        for profile in range(settings.layout.rgb_profiles if self._rules.light else 0):
+            self._before.setdefault(("rgb", profile), settings.rgb(profile))
+
+    def act(self, settings: Settings, values: Mapping[str, float]) -> None:
+        """Sets fans and lights by the newest reading. A setting that is refused ends control, not reading."""
+        if self._ended:
+            return
+        try:
+            self._show(settings, self._latency())
+            for rule in self._fan_rules:
+                self._turn(settings, rule.fan, duty_of(rule, values.get(rule.key), self._rules))
+        except SourceError as error:
+            if error.reason != "refused":
+                raise
+            log.warning("benchlab: control ended: %s", error)
+            self._ended = True
+
+    def closing(self, settings: Settings, failed: bool) -> None:
+        """Puts everything back; where reading `failed`, fans go to their fail-safe duty instead."""
+        try:
+            if failed and self._fan_rules:
+                settings.port.drain()
+                self._duties = {}
+                for rule in self._fan_rules:
+                    self._turn(settings, rule.fan, self._rules.failsafe_duty)
+            elif not failed:
+                self._restore(settings)
+        except SourceError as error:
+            left = "fans and lights are left as they were set: benchlab-otel device restore"
+            log.warning("benchlab: %s; %s", error, left)
+
+    def _restore(self, settings: Settings) -> None:
+        for (kind, number), raw in self._before.items():
+            if kind == "fan":
+                settings.set_fan(self._rules.fan_profile, number, raw)
+            else:
+                settings.set_rgb(number, raw)
+
+    def _show(self, settings: Settings, latency_s: float | None) -> None:
+        """The colour of a latency; without frames the lights are as they were."""
+        if not self._rules.light:
+            return
+        color = "" if latency_s is None else color_of(latency_s * 1e3, self._color, self._rules)
+        if color == self._color:
+            return
+        for profile in range(settings.layout.rgb_profiles):
+            before = self._before["rgb", profile]
+            settings.set_rgb(profile, _colored(settings, before, color) if color else before)
+        self._color = color
+
+    def _turn(self, settings: Settings, fan: int, duty: int) -> None:
+        shown = self._duties.get(fan)
+        at_end = duty in (self._rules.least_duty, self._rules.failsafe_duty, 100)
+        if shown is not None and (duty == shown or (abs(duty - shown) < _LEAST_STEP and not at_end)):
+            return
+        fixed = {"FanMode": settings.layout.enums["FAN_MODE"]["fixed"], "FixedDuty": duty}
+        raw = pack(settings.layout, "FanConfigStruct", self._before["fan", fan], fixed)
+        settings.set_fan(self._rules.fan_profile, fan, raw)
+        self._duties[fan] = duty
+
+
+def _colored(settings: Settings, before: bytes, color: str) -> bytes:
+    red, green, blue = _COLORS[color]
+    mode = settings.layout.enums["RGB_MODE"]["single_color"]
+    changes = {"Mode": mode, "Red": red, "Green": green, "Blue": blue}
+    return pack(settings.layout, "RGBConfigStruct", before, changes)

@@ -1,0 +1,263 @@
+"""Control of an emulated BENCHLAB over its pty: settings read back, lights by latency, fans by rule."""
+
+import contextlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from benchlab_pycore.core.config_io import read_fan_profile, read_name, read_rgb_profile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchlab_otel import config, sources, wire
+from benchlab_otel.config import Benchlab, Sources
+from benchlab_otel.simulate.device import Board, Emulator
+from benchlab_otel.simulate.truth import Load, Truth
+from benchlab_otel.sources import benchlab, benchlab_control
+from benchlab_otel.sources.benchlab_port import Port
+from benchlab_otel.sources.benchlab_settings import Settings, pack, unpack
+from benchlab_otel.sources.reading import SourceError
+from conftest import wait_for
+from receiving import Receiver
+from test_device import drain, open_port
+
+TRUTH = Truth(Load(base={"PCIE1": 100.0}))
+PRODUCTS = {number: name for name, number in wire.PRODUCTS.items()}
+
+
+@contextlib.contextmanager
+def device(product: str = "benchlab2", firmware: int | None = None):
+    """An emulator and the settings of a client that has shaken hands."""
+    with Emulator(TRUTH, product, firmware) as emulator:
+        port = Port(str(emulator.path), 5.0)
+        try:
+            yield emulator, Settings(port, benchlab.shake_hands(port).layout)
+        finally:
+            port.close()
+
+
+@contextlib.contextmanager
+def running(emulator: Emulator, latency=lambda: None, **control):
+    section = Benchlab(ports=(str(emulator.path),), timeout_s=5.0, control=config.Control(**control))
+    receiver = Receiver()
+    found = sources.start(
+        ["benchlab"], Sources(benchlab=section), receiver, "s", flush_s=0.02, latency=latency
+    )
+    try:
+        yield found
+    finally:
+        found.stop()
+
+
+def duty(emulator: Emulator, fan: int = 0) -> tuple[int, int]:
+    """(mode, fixed duty) of a fan as the device has it."""
+    values = unpack(emulator.layout, "FanConfigStruct", emulator.memory.config.fans[0, fan])
+    return values["FanMode"], values["FixedDuty"]
+
+
+def lights(emulator: Emulator, profile: int = 0) -> tuple[int, ...]:
+    values = unpack(emulator.layout, "RGBConfigStruct", emulator.memory.config.rgb[profile])
+    return tuple(values[key] for key in ("Mode", "Red", "Green", "Blue"))
+
+
+def without(emulator: Emulator, opcode: int) -> wire.Layout:
+    return replace(emulator.layout, commands=emulator.layout.commands - {opcode})
+
+
+# -- settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("product_id", "firmware"), sorted(wire.available()))
+def test_every_firmware_takes_settings_and_the_vendors_client_sees_them(product_id, firmware):
+    with device(PRODUCTS[product_id], firmware) as (emulator, settings):
+        settings.set_name("Prüfstand 3")
+        fan = pack(settings.layout, "FanConfigStruct", settings.fan(2, 8), {"FixedDuty": 77, "FanMode": 1})
+        settings.set_fan(2, 8, fan)
+        rgb = pack(settings.layout, "RGBConfigStruct", settings.rgb(1), {"Red": 1, "Green": 2, "Blue": 3})
+        settings.set_rgb(1, rgb)
+        settings.port.close()
+        with open_port(emulator) as port:
+            drain(port)
+            assert read_name(port) == "Prüfstand 3"
+            theirs = read_fan_profile(port, 2, 8)
+            assert (theirs.FixedDuty, theirs.FanMode, theirs.Temp[0]) == (77, 1, 300)
+            light = read_rgb_profile(port, 1)
+            assert (light.Red, light.Green, light.Blue) == (1, 2, 3)
+
+
+def test_a_device_with_another_name_is_still_known_to_be_simulated():
+    with Emulator(TRUTH) as emulator:
+        emulator.memory.command(bytes([wire.WRITE_NAME]) + b"Bench 1\0")
+        with contextlib.closing(benchlab.open_reader(Benchlab(), str(emulator.path))) as reader:
+            assert reader.device.simulated
+            assert "named Bench 1" in reader.device.description
+
+
+def test_a_name_that_would_overrun_the_field_is_refused():
+    with device() as (emulator, settings):
+        with pytest.raises(ValueError, match="at most 30 bytes"):
+            settings.set_name("ü" * 16)
+        assert settings.name() == "SIMULATED"
+        assert not emulator.opcodes[wire.WRITE_NAME]
+
+
+def test_a_refused_write_says_why():
+    with device() as (_, settings), pytest.raises(SourceError, match="BAD_PARAMETER") as error:
+        settings.set_rgb(7, settings.rgb(0))
+    assert error.value.reason == "refused"
+    with device("original", 2) as (_, settings), pytest.raises(SourceError, match="has no command 0x12"):
+        settings.store()
+
+
+def test_a_write_that_an_old_firmware_drops_is_found_by_reading_back():
+    with device("original", 2) as (emulator, settings):
+        before = emulator.memory.config
+        emulator.memory.layout = without(emulator, wire.WRITE_RGB)  # and it has no STATUS to tell of it
+        red = pack(settings.layout, "RGBConfigStruct", settings.rgb(0), {"Red": 255})
+        with pytest.raises(SourceError, match="reads back"):
+            settings.set_rgb(0, red)
+        assert emulator.memory.config == before
+
+
+def test_store_and_restore():
+    with device() as (emulator, settings):
+        settings.set_name("kept")
+        settings.store()
+        settings.set_name("not kept")
+        settings.restore()
+        assert settings.name() == "kept"
+        assert emulator.memory.stored.name.startswith(b"kept")
+
+
+@pytest.mark.parametrize(("product", "firmware"), [("original", 3), ("original", 6), ("benchlab2", 7)])
+def test_the_factory_table_is_compared_without_a_trace(product, firmware):
+    with device(product, firmware) as (emulator, settings):
+        user = bytearray(emulator.memory.calibration)
+        user[60] ^= 5
+        emulator.memory.calibration = bytes(user)
+        factory = settings.factory_calibration()
+        assert factory != bytes(user)
+        assert emulator.memory.calibration == bytes(user)
+        settings.store_calibration()
+        slots = emulator.memory.slots
+        assert slots[settings.layout.slots["user"]][2:] == bytes(user)[2:]
+        assert slots[settings.layout.slots["factory"]] == factory
+        assert benchlab.calibration_valid(slots[settings.layout.slots["user"]])
+
+
+def test_a_table_that_can_not_be_written_back_is_not_touched():
+    with device("benchlab2", 6) as (emulator, settings):
+        with pytest.raises(SourceError, match="only a part of a table"):
+            settings.factory_calibration()
+        assert not emulator.opcodes[wire.LOAD_CALIBRATION]
+
+
+def test_fields_are_packed_and_unpacked_and_kept_in_bounds():
+    layout = wire.layout(0x11, 7)
+    zero = bytes(layout.structs["FanConfigStruct"].itemsize)
+    packed = pack(layout, "FanConfigStruct", zero, {"Temp": [-50, 700], "Duty": [20, 100]})
+    assert unpack(layout, "FanConfigStruct", packed)["Temp"] == [-50, 700]
+    with pytest.raises(ValueError, match="Duty: expected 0 to 255"):
+        pack(layout, "FanConfigStruct", zero, {"Duty": [20, 300]})
+
+
+# -- rules --------------------------------------------------------------------------------------
+
+
+def test_colours_have_hysteresis():
+    rules = config.Control(light=True, yellow_ms=20.0, red_ms=40.0, hysteresis=0.1)
+    shown, seen = "", []
+    for latency in (5.0, 19.0, 20.0, 18.5, 17.9, 41.0, 37.0, 35.9, 10.0):
+        shown = benchlab_control.color_of(latency, shown, rules)
+        seen.append(shown)
+    assert seen == ["green", "green", "yellow", "yellow", "green", "red", "red", "yellow", "green"]
+
+
+@given(st.one_of(st.none(), st.floats()))
+def test_a_duty_is_always_within_its_limits(value):
+    rules = config.Control(least_duty=25, failsafe_duty=90)
+    rule = benchlab_control.parse_rule("3 temperature.TS1 30:0 60:95")
+    duty = benchlab_control.duty_of(rule, value, rules)
+    assert 25 <= duty <= 95
+    assert duty == 90 or not (value is None or np.isnan(value))
+
+
+@pytest.mark.parametrize("rule", ["1 power.gpu 60:20 30:100", "1 power.gpu 30:20 60:101"])
+def test_rules_that_can_not_be_followed_are_refused_at_the_start(rule):
+    section = Benchlab(control=config.Control(fans=(rule,)))
+    with pytest.raises(ValueError, match=rule):
+        sources.start(["benchlab"], Sources(benchlab=section), Receiver(), "s")
+
+
+def test_nothing_is_written_unless_asked_for():
+    with Emulator(TRUTH) as emulator:
+        with running(emulator) as found:
+            wait_for(lambda: found.health()[0].readings > 5)
+        writes = {wire.WRITE_NAME, wire.WRITE_FAN, wire.WRITE_RGB, wire.WRITE_CALIBRATION, wire.ACTION}
+        writes |= {wire.LOAD_CALIBRATION, wire.STORE_CALIBRATION, wire.STORE_CONFIG, wire.LOAD_CONFIG}
+        assert not writes & emulator.opcodes.keys()
+
+
+def test_the_light_shows_latency_and_is_put_back():
+    seconds = [0.010]
+    with Emulator(TRUTH, "benchlab2") as emulator:
+        before = dict(emulator.memory.config.rgb)
+        with running(emulator, lambda: seconds[0], light=True):
+            single = emulator.layout.enums["RGB_MODE"]["single_color"]
+            for latency, colour in ((0.010, (0, 255, 0)), (0.030, (255, 140, 0)), (0.050, (255, 0, 0))):
+                seconds[0] = latency
+                wait_for(lambda colour=colour: lights(emulator) == lights(emulator, 1) == (single, *colour))
+            seconds[0] = None  # no frames: as it was
+            wait_for(lambda: emulator.memory.config.rgb == before)
+            seconds[0] = 0.1
+            wait_for(lambda: emulator.memory.config.rgb != before)
+        assert emulator.memory.config.rgb == before
+
+
+def test_fans_follow_their_rule_and_are_put_back():
+    board = Board(temperatures=[45.0, None])
+    rules = ("1 temperature.TS1 30:20 60:100", "2 power.gpu 0:30 200:80", "3 temperature.TS2 30:20 60:100")
+    with Emulator(TRUTH, "benchlab2", board=board) as emulator:
+        before = dict(emulator.memory.config.fans)
+        with running(emulator, fans=rules, failsafe_duty=95) as found:
+            wait_for(lambda: duty(emulator, 0) == (1, 60))
+            wait_for(lambda: duty(emulator, 1) == (1, 55))
+            wait_for(lambda: duty(emulator, 2) == (1, 95))  # no sensor there
+            board.temperatures[0] = 80.0
+            wait_for(lambda: duty(emulator, 0) == (1, 100))
+            board.temperatures[0] = 10.0
+            wait_for(lambda: duty(emulator, 0) == (1, 20))
+            assert found.health()[0].ok
+        assert emulator.memory.config.fans == before
+
+
+def test_fans_go_to_their_failsafe_when_readings_stop_and_resume_after():
+    board = Board(temperatures=[30.0])
+    with Emulator(TRUTH, board=board) as emulator:
+        before = dict(emulator.memory.config.fans)
+        with running(emulator, fans=("1 temperature.TS1 30:20 60:100",), failsafe_duty=88) as found:
+            wait_for(lambda: duty(emulator) == (1, 20))
+            healthy, board.temperatures = board.temperatures, [900.0]  # answers that can't be
+            wait_for(lambda: duty(emulator) == (1, 88))
+            wait_for(lambda: found.health()[0].failures["implausible"])
+            board.temperatures = healthy
+            wait_for(lambda: duty(emulator) == (1, 20))
+            emulator.unplug()
+            wait_for(lambda: not found.health()[0].ok)
+            emulator.memory.reset()
+            emulator.replug()
+            wait_for(lambda: duty(emulator) == (1, 20))
+        assert emulator.memory.config.fans == before  # not the fail-safe of between
+
+
+def test_a_firmware_that_refuses_ends_control_and_not_the_readings(caplog):
+    with Emulator(TRUTH) as emulator:
+        emulator.memory.layout = replace(
+            emulator.layout, commands=emulator.layout.commands - {wire.WRITE_FAN}
+        )
+        with running(emulator, fans=("1 power.gpu 0:30 200:80",)) as found:
+            wait_for(lambda: "control ended" in caplog.text)
+            readings = found.health()[0].readings
+            wait_for(lambda: found.health()[0].readings > readings + 5)
+            assert found.health()[0].ok
+    assert "UNKNOWN_OPCODE" in caplog.text
