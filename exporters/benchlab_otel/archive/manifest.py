@@ -76,7 +76,7 @@ def read_manifest(path: Path) -> Manifest | None:
 # -- secrets ----------------------------------------------------------------------------------
 
 _SECRET = re.compile(
-    r"(?:^|_)(?:pass(?:word|wd|phrase)?|secrets?|tokens?|credentials?|(?:api)?key|auth(?:orization)?|headers?)(?:_|$)"
+    r"(?:^|_)(?:pass(?:word|wd|phrase)?|secrets?|tokens?|credentials?|(?:api|access|private|client)_?key|auth(?:orization)?|headers?)(?:_|$)"
 )
 _IN_TEXT = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=bearer )\S+|(?<=basic )\S+", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"(-{0,2}[A-Za-z0-9_][\w.-]*)=(.+)", re.DOTALL)
