@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install gstreamer system demo test lint bench dashboards lock clean
+.PHONY: install gstreamer system demo test lint bench dashboards docs lock clean
 
 install: $(STAMP)
 
@@ -39,6 +39,10 @@ test: install system
 
 bench: install
 	$(BIN)/python bench/run.py
+
+# docs/metrics.md and docs/sources.md, from what the code declares.
+docs: install
+	$(BIN)/python docs/generate.py
 
 # grafana/dashboards/*.json from grafana/benchlab_dashboards
 dashboards: install
