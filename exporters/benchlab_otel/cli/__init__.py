@@ -19,7 +19,9 @@ COMMANDS = {  # name: (module, help in one line)
     "report": ("report", "Latency and joules of a session, as a table or as JSON."),
     "export": ("export", "One or more sources alone, to OTLP and/or a /metrics port."),
     "align": ("align", "The aligner as a service, or over archive files (again)."),
-    "convert": ("convert", "Captures of a session: CapFrameX JSON and CSV."),
+    "compare": ("compare", "What changed between sessions beyond chance; a gate for CI."),
+    "convert": ("convert", "Sessions for CapFrameX, Perfetto, Parquet, CSV and others."),
+    "watch": ("watch", "Converts each session by itself as soon as it is finished."),
     "plot": ("plot", "Power, stages and frames' joules over time, as PNG or SVG."),
     "sessions": ("sessions", "What was recorded: list, show, rm, export, import, prune."),
     "note": ("note", "A note at this moment of what is being recorded."),
@@ -27,6 +29,7 @@ COMMANDS = {  # name: (module, help in one line)
     "import": ("import_", "Foreign logs into the archive format."),
     "emulate": ("emulate", "A BENCHLAB device on a pty, for trying and for tests."),
     "devices": ("devices", "The devices and counters that can be read here."),
+    "device": ("device", "A BENCHLAB's name, fans, lights and calibration, read and written."),
     "doctor": ("doctor", "What is not readable here, and the exact fix."),
     "simulate": ("simulate", "The demo's emulated meter and workload, for a Collector."),
     "demo": ("demo", "All of it in 20 s, without hardware, beside the known truth."),
@@ -34,7 +37,7 @@ COMMANDS = {  # name: (module, help in one line)
 }
 EXIT_CODES = (
     "Exit codes: 0 done; 1 something failed while running; 2 wrong options, configuration or input; "
-    "130 ended by ctrl-C."
+    "3 compare: a limit is exceeded; 130 ended by ctrl-C."
 )
 REPORT_BUGS = "Please report it with the output of the same command with --debug (benchlab-otel --debug …)."
 
