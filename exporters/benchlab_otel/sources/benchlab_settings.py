@@ -18,7 +18,7 @@ from benchlab_otel.sources.reading import SourceError
 
 T = TypeVar("T")
 Values = dict[str, int | list[int]]
-_SETTLE_S = 1.0  # what was written must be read back by then
+_SETTLE_S = 1.0  # what was written is read back by then, a port that restarts is gone
 _GAP_S = 0.02  # after a command that has no answer; the smallest that is safe is not known
 
 
@@ -103,9 +103,16 @@ class Settings:
         self._command(bytes([wire.LOAD_CONFIG]))
 
     def restart(self, opcode: int) -> None:
-        """RESET or BOOTLOADER: the port goes away."""
+        """RESET or BOOTLOADER: done when the port goes away."""
         self._check_known(opcode)
         self.port.tell(bytes([opcode]))
+        deadline = time.monotonic() + _SETTLE_S
+        try:
+            while time.monotonic() < deadline:
+                self.port.receive(1, _GAP_S)
+        except SourceError:  # lost
+            return
+        raise self._refused("the device is still there")
 
     def _struct(self, opcode: int, arguments: bytes, name: str) -> bytes:
         raw: bytes = self.port.ask(bytes([opcode]) + arguments, self.layout.structs[name].itemsize).raw
