@@ -88,7 +88,7 @@ def encode_request(resource: Resource, batches: Sequence[SpanBatch]) -> bytes:
     for batch in batches:
         pieces += _encoded_groups(batch)
     spans_head = _head(2, sum(map(len, pieces)))
-    about = _resource(tuple(resource.items()))
+    about = _resource(tuple(resource.items()), tuple(map(type, resource.values())))
     whole = len(about) + len(spans_head) + sum(map(len, pieces))
     return b"".join([_head(1, whole), about, spans_head, *pieces])
 
@@ -400,7 +400,9 @@ def _key_value(key: str, value: Scalar) -> bytes:
     return _field(1, key.encode()) + _field(2, any_value)
 
 
-def _resource(items: tuple[tuple[str, Scalar], ...]) -> bytes:
+@lru_cache(maxsize=64)
+def _resource(items: tuple[tuple[str, Scalar], ...], types: tuple[type, ...]) -> bytes:
+    """`types` tell apart what is equal and not the same, such as 1 and True."""
     return _field(1, b"".join(_field(1, _key_value(k, v)) for k, v in items))
 
 

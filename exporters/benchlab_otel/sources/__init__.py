@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import random
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from itertools import count
 from threading import Event, Thread
 from typing import Any, Protocol, cast
 
@@ -27,6 +29,7 @@ from benchlab_otel.timebase import CLOCK_ATTRIBUTE, anchor
 NAMES = ("benchlab", "rapl", "nvml", "drm", "hwmon", "power_supply", "host")
 
 LOOK_S = 3.0
+APART_S = 0.001  # between readings of one instant, so that they do not wait for each other
 Latency = Callable[[], float | None]
 _Place = tuple[str, str]  # source, address
 
@@ -118,6 +121,7 @@ def start(
     ValueError for a name that is no source, and for a control that can't be.
     """
     found = {name: (load(name), getattr(settings, name)) for name in names}
+    seed, begins = random.getrandbits(64), count(time.monotonic(), APART_S)
 
     def new_runner(place: _Place) -> Runner:
         name, address = place
@@ -126,7 +130,7 @@ def start(
             name,
             address,
             _opener(source, section, address, latency),
-            Schedule(1.0 / section.rate_hz, time.monotonic()),
+            Schedule(1.0 / section.rate_hz, next(begins), seed),
             sink,
             partial(_resource, name, session_id, resource_extra or {}),
             flush_s,

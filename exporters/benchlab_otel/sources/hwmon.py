@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from benchlab_otel.timebase import anchor
 
 HW_ID = "hwmon"
 LIMITS_EVERY_S = 60.0  # limits hardly change, and asking a drive for them is a command to it
+LOOK_EVERY_S = 1.0  # for chips that come and go
 METRICS = (
     contract.HW_TEMPERATURE,
     contract.HW_TEMPERATURE_LIMIT,
@@ -121,6 +123,7 @@ class HwmonReader(SensorReader):
 
     def __init__(self, tree: Path) -> None:
         self._tree, self._there = tree, _listing(tree)
+        self._look_due = 0.0
         chips = _chips(tree)
         sensors = [sensor for chip in chips for sensor in _sensors(chip)]
         if not sensors:
@@ -138,8 +141,11 @@ class HwmonReader(SensorReader):
 
     def read(self) -> Reply:
         """All sensors; SourceError "lost" where a chip came or went, so that all are looked for again."""
-        if _listing(self._tree) != self._there:
-            raise SourceError("lost", f"{self._tree}: chips came or went")
+        now = time.monotonic()
+        if now >= self._look_due:
+            self._look_due = now + LOOK_EVERY_S
+            if _listing(self._tree) != self._there:
+                raise SourceError("lost", f"{self._tree}: chips came or went")
         return super().read()
 
 

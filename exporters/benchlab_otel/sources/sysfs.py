@@ -19,6 +19,7 @@ from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceErr
 from benchlab_otel.timebase import anchor
 
 _LONGEST_TEXT = 1024
+_ABSENT = float("nan")
 
 # Sensors that are not wired say anything: 4.3 MW, -273 or 65262 °C have all been seen.
 VOLTS, AMPERES, WATTS, DEGREES, RPM = (-60.0, 500.0), (-2e3, 2e3), (0.0, 1e5), (-60.0, 300.0), (0.0, 1e5)
@@ -103,8 +104,8 @@ class SensorReader:
             raise SourceError("unreadable", f"{device.description}: no sensor can be read")
         self._fast = [s for s in there if not s.slow]
         self._slow = [s for s in there if s.slow]
-        self._fast_files = self._files_of(self._fast)
-        self._slow_files = self._files_of(self._slow)
+        self._fast_texts = _Texts(self._fast, self._files)
+        self._slow_texts = _Texts(self._slow, self._files)
         self._slow_values: list[float] = []
         self._fields = [s.field for s in (*self._fast, *self._slow)]
         kinds = [s.field.metric and s.field.metric.kind for s in self._fast]
@@ -114,19 +115,19 @@ class SensorReader:
     def read(self) -> Reply:
         """All values, the slow ones only when it is time; SourceError when nothing can be read any more."""
         if time.monotonic_ns() >= self._slow_due:
-            self._slow_values = _values(self._slow, _read(self._slow_files))
+            self._slow_values = self._slow_texts.values(self._slow_texts.read())
             self._slow_due = time.monotonic_ns() + self._slow_ns
         start = time.monotonic_ns()
-        texts = _read(self._fast_files)
+        texts = self._fast_texts.read()
         end = time.monotonic_ns()
-        if texts and not any(texts.values()):
+        if texts and not any(texts):
             raise SourceError("lost", f"{self.device.description}: no sensor can be read any more")
         return Reply(start + self._offset_ns, end + self._offset_ns, (texts, self._slow_values))
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """The values; SourceError where a counter fell."""
         start, end = times(replies)
-        rows = [[*_values(self._fast, texts), *slow] for texts, slow in (reply.raw for reply in replies)]
+        rows = [[*self._fast_texts.values(texts), *slow] for texts, slow in (reply.raw for reply in replies)]
         values = np.array(rows, np.float64)
         n = self._count_from_0(values) if self._counters else len(values)
         if n:
@@ -149,9 +150,6 @@ class SensorReader:
                 return False
         return True
 
-    def _files_of(self, sensors: Sequence[Sensor]) -> dict[Path, int]:
-        return {file: self._files[file] for s in sensors for file in s.files}
-
     def _count_from_0(self, values: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> int:
         """Takes the first values off the counters, in place; how many rows came before one fell."""
         for row in range(len(values)):
@@ -164,23 +162,31 @@ class SensorReader:
         return len(values)
 
 
-def _read(files: dict[Path, int]) -> dict[Path, bytes | None]:
-    texts: dict[Path, bytes | None] = {}
-    for path, file in files.items():
-        try:
-            texts[path] = os.pread(file, _LONGEST_TEXT, 0)
-        except OSError:
-            texts[path] = None
-    return texts
+class _Texts:
+    """The files of some sensors: read each once, then make each sensor's value of its texts."""
 
+    def __init__(self, sensors: Sequence[Sensor], files: dict[Path, int]) -> None:
+        paths = list(dict.fromkeys(path for sensor in sensors for path in sensor.files))
+        self._files = [files[path] for path in paths]
+        self._sensors = [(s.value, [paths.index(path) for path in s.files]) for s in sensors]
 
-def _values(sensors: Sequence[Sensor], texts: dict[Path, bytes | None]) -> list[float]:
-    """One value a sensor, NaN is absent."""
-    values = []
-    for sensor in sensors:
-        parts = [texts[file] for file in sensor.files]
-        try:
-            values.append(float("nan") if None in parts else sensor.value(*parts))
-        except ValueError:
-            values.append(float("nan"))
-    return values
+    def read(self) -> list[bytes | None]:
+        """The texts as they are now, None where a file can't be read."""
+        texts: list[bytes | None] = []
+        for file in self._files:
+            try:
+                texts.append(os.pread(file, _LONGEST_TEXT, 0))
+            except OSError:
+                texts.append(None)
+        return texts
+
+    def values(self, texts: list[bytes | None]) -> list[float]:
+        """One value a sensor, NaN is absent."""
+        values = []
+        for value, indexes in self._sensors:
+            parts = [texts[i] for i in indexes]
+            try:
+                values.append(_ABSENT if None in parts else value(*parts))
+            except ValueError:
+                values.append(_ABSENT)
+        return values
