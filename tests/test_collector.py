@@ -21,7 +21,7 @@ from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.simulate.device import Emulator
 from benchlab_otel.simulate.truth import Truth
 from benchlab_otel.simulate.workload import run_numpy, telling
-from collector import stack
+from collector_stack import stack
 from conftest import wait_for
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from benchlab_otel import contract
-from collector import CONFIGS, need_collector
+from collector_stack import CONFIGS, need_collector
 
 WHOLE = ("agent", "all-in-one", "gateway")
 BEHIND = ("forward", "secure-receiver", "secure-sender")

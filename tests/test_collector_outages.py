@@ -14,8 +14,21 @@ from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import open_session
 from benchlab_otel.export.recording import load_runs
 from benchlab_otel.otlp.client import OtlpClient
-from collector import Collector, stack, total
+from collector_stack import Collector, stack, total
 from conftest import wait_for
+
+
+class Kept:
+    """A sink that keeps trace requests."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    def traces(self, body: bytes) -> None:
+        self.bodies.append(body)
+
+    def metrics(self, body: bytes) -> None:
+        """Not wanted."""
 
 
 def record(probe: Probe, frames: int) -> None:
@@ -58,6 +71,27 @@ def test_a_collector_that_goes_away_and_comes_back(how: signal.Signals, tmp_path
         # A request whose answer a kill cut off is there twice; readers and aligner take it once.
         assert sum(frame_numbers(collector).values()) - 350 <= (0 if how == signal.SIGTERM else 150)
         assert frames_read(collector) == 350
+
+
+def test_a_request_that_comes_twice_counts_once(tmp_path: Path) -> None:
+    """As after a kill that cut its answer off."""
+    requests = Kept()
+    probe = Probe("cam0", sink=requests)
+    record(probe, 20)
+    probe.close()
+    with stack(tmp_path) as (collector, _):
+        client = OtlpClient(collector.http)
+        for body in [*requests.bodies, *requests.bodies]:
+            client.traces(body)
+        client.close()
+        assert not client.lost
+        wait_for(lambda: frames_told(collector) == 20)
+        wait_for(
+            lambda: collector.own("otelcol_exporter_sent_spans_total", exporter="otlp_grpc/aligner") >= 80
+        )
+        assert set(frame_numbers(collector).values()) == {2}
+        assert frames_read(collector) == 20
+        assert total(collector.metrics(), "pipeline_frames_total") == 20
 
 
 def frames_read(collector: Collector) -> int:

@@ -24,7 +24,7 @@ from benchlab_otel.otlp.encode import SpanBatch, encode_request
 from benchlab_otel.otlp.metrics import encode_metrics
 from benchlab_otel.simulate.device import Emulator
 from benchlab_otel.simulate.truth import Load, Truth
-from collector import Aligner, Collector, running, stack, total
+from collector_stack import Aligner, Collector, running, stack, total
 from conftest import need, wait_for
 
 TOKEN = "t0ken-of-the-tests"
@@ -112,7 +112,8 @@ def one_span() -> bytes:
 
 def test_foreign_spans_become_red_metrics_with_exemplars(tmp_path: Path) -> None:
     """Rate, errors and durations of an app's own spans; a pipeline's spans have metrics of their own."""
-    with running(Collector(tmp_path, "all-in-one")) as collector:
+    often = "yaml:connectors::span_metrics::metrics_flush_interval: 1s"
+    with running(Collector(tmp_path, "all-in-one", often)) as collector:
         resource = Resource.create({"service.name": "shop", "service.instance.id": "shop-1"})
         provider = TracerProvider(resource=resource)
         provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(f"{collector.http}/v1/traces")))

@@ -93,6 +93,12 @@ class Collector:
         """The OTLP/HTTP endpoint for the aligner."""
         return f"http://{self.address['COLLECTOR_ALIGNED_HTTP']}"
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Returns when the health check says that it is ready."""
         with (self.folder / "log").open("ab") as log:
