@@ -113,11 +113,13 @@ def draw_lines(axes: Axes, panel: dict[str, Any], series: list[Series]) -> None:
 def draw_states(axes: Axes, panel: dict[str, Any], series: list[Series]) -> None:
     """A strip for each series, in its states' colours."""
     words = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
-    for row, (_, _, times, values) in enumerate(series):
+    for row, (name, _, times, values) in enumerate(series):
         axes.scatter(
             times, [row] * len(times), c=[words[f"{v:g}"]["color"] for v in values], marker="s", s=14
         )
-    axes.set_yticks(range(len(series)), [one[0] for one in series])
+        axes.text(times[0], row + 0.12, name, fontsize=4.5)
+    axes.set_ylim(-0.6, len(series) - 0.2)
+    axes.set_yticks([])
 
 
 def draw_value(axes: Axes, series: list[Series]) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from benchlab_otel import Probe
 from benchlab_otel.otlp.client import OtlpClient
-from benchlab_otel.simulate.device import Emulator, Meter
+from benchlab_otel.simulate.device import Board, Emulator, Meter
 from benchlab_otel.simulate.truth import Load, Truth
 from benchlab_otel.simulate.workload import STAGES, run_numpy, telling
 from conftest import need, wait_for
@@ -32,6 +32,7 @@ LOAD = Load(
     stages=dict(zip(STAGES, [{"EPS1": 60.0}, {"HPWR1": 180.0, "EPS1": 40.0}, {"EPS1": 110.0}], strict=True)),
 )
 METER = Meter(lag=0.004, width=0.05, noise=0.2, delay=0.0005, jitter=0.0005)
+BOARD = Board(temperatures=[31.0, None, 45.5, None, 52.0, 54.5], faults={"otp_ts1"})
 SETTINGS = """
 [session]
 data_dir = "{folder}/sessions"
@@ -60,7 +61,7 @@ def fed_prometheus(folder: Path) -> Iterator[Prometheus]:
     truth = Truth(LOAD)
     unpack("thinkpad-x1-i7-8550u", folder / "laptop")
     unpack("ryzen-5950x-rx6800xt", folder / "desktop")
-    with Emulator(truth, "benchlab2", meter=METER) as meter:
+    with Emulator(truth, "benchlab2", meter=METER, board=BOARD) as meter:
         config = folder / "config.toml"
         config.write_text(SETTINGS.format(folder=folder, port=meter.path, pid=os.getpid()))
         with running(folder, config) as (otlp, page), at_work(truth, otlp):

@@ -6,10 +6,12 @@ import math
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import yaml
 
+from conftest import wait_for
 from dashboards import GRAFANA, Json, dashboards, targets
 from fed_prometheus import fed_prometheus
 from prometheus_server import Prometheus
@@ -27,8 +29,6 @@ MAY_BE_EMPTY = {  # part of a query: why it may give nothing here
     "system_paging_usage_bytes": "not every machine has swap",
     "system_pressure_time_seconds_total": "not every kernel tells it",
     "system_cpu_frequency_hertz": "virtual machines tell no clocks",
-    'hw_temperature_celsius{job=~"$job",instance=~"$instance",instance=~"$host/.*",hw_id=~"$device",'
-    'hw_sensor_location=~"HPWR.*"}': "the emulated meter has no sensors at its connectors",
     'ALERTS{alertstate="firing"}': "alerts may or may not fire",
 }
 
@@ -97,16 +97,22 @@ def test_every_variable_has_values(server: Prometheus) -> None:
     for dashboard in dashboards().values():
         for variable in dashboard["templating"]["list"]:
             if variable["type"] == "query":
-                assert values_of(server, variable), f"{dashboard['title']}: {variable['name']}"
+                wait_for(partial(values_of, server, variable), 60)
 
 
 def test_histograms_have_exemplars_of_frames(server: Prometheus) -> None:
-    now = time.time()
+    def exemplars(expression: str) -> list[Json]:
+        now = time.time()
+        found: list[Json] = server.get(
+            "query_exemplars", query=filled_in(expression), start=now - 300, end=now
+        )
+        return found
+
     shown = [target["expr"] for _, _, target in targets() if target.get("exemplar")]
     assert shown
     for expression in shown:
-        found = server.get("query_exemplars", query=filled_in(expression), start=now - 300, end=now)
+        wait_for(partial(exemplars, expression), 60)
+        found = exemplars(expression)
         assert all(
             re.fullmatch("[0-9a-f]{32}", e["labels"]["trace_id"]) for one in found for e in one["exemplars"]
         )
-        assert found, expression

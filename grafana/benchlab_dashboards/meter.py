@@ -21,6 +21,7 @@ METER = choice(
 )
 IS_RAIL = ('hw_type="power_rail"', 'hw_sensor_location!~".*_W[0-9]"')
 IS_PIN = ('hw_type="power_rail"', 'hw_sensor_location=~"HPWR[0-9]_W[0-9]"')
+IS_SWITCH = 'hw_type="switch"'
 RAIL_POWER = series(contract.HW_POWER, *IS_RAIL)
 NOMINAL = (("ATX3V", 3.3), ("ATX5V.*", 5.0), ("EPS.*|PCIE.*|HPWR.*|ATX12V", 12.0))
 
@@ -189,18 +190,26 @@ STATE = Row(
         states(
             "Faults",
             "Faults that the device reports (live), or did since they were cleared (latched).",
-            Query(series(contract.HW_FAULT), "{{hw_fault}} {{hw_state}}"),
-            {0: ("no", GREEN), 1: ("fault", VERMILLION)},
-            width=9,
-            absent="this device reports no faults",
+            Query(f"{series(contract.HW_FAULT)} > 0", "{{hw_fault}} {{hw_state}}"),
+            {1: ("fault", VERMILLION)},
+            width=8,
+            absent="no fault",
         ),
         states(
             "Calibration",
             "Which calibration the meter uses.",
             Query(series(contract.HW_CALIBRATION), "{{hw_state}}"),
             {0: ("no", ORANGE), 1: ("yes", GREEN)},
-            width=6,
+            width=8,
             absent="this device tells of no calibration",
+        ),
+        states(
+            "Switches",
+            "The positions that the device's switches are in.",
+            Query(f"{series(contract.HW_STATUS, IS_SWITCH)} > 0", "{{hw_sensor_location}} {{hw_state}}"),
+            {1: ("set", SKY)},
+            width=8,
+            absent="this device has no switches",
         ),
         rows(
             "Device",
@@ -214,7 +223,7 @@ STATE = Row(
                 "hw_firmware_version": "firmware",
                 "hw_serial_number": "serial number",
             },
-            width=9,
+            height=4,
             absent="this device tells nothing of itself",
         ),
     ],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from benchlab_dashboards.board import PIPELINE, Board, Row
-from benchlab_dashboards.panels import Query, lines, number
+from benchlab_dashboards.panels import Query, lines, number, rows
 from benchlab_dashboards.promql import SCOPED, by_host, mean, quantile, rate, scoped, total
 from benchlab_otel import contract
 
+FIRING = 'ALERTS{alertstate="firing"}'
 NO_FRAMES = "no frames: no pipeline sends spans here"
 SYSTEM = ('domain="system"', 'method="conditioned"')
 FRAMES = total("pipeline_name", rate(contract.FRAMES))
@@ -63,9 +64,9 @@ NOW = Row(
         ),
         number(
             "Firing alerts",
-            "Alerts of prometheus/rules that fire. docs/ has a line on each.",
+            "Alerts of prometheus/rules that fire. docs/alerts.md has a line on each.",
             "none",
-            Query('count(ALERTS{alertstate="firing"})'),
+            Query(f"count({FIRING})"),
             absent="none fires",
             bad_above=0.5,
         ),
@@ -141,10 +142,31 @@ HOSTS = Row(
     ],
 )
 
+ALERTS = Row(
+    "Alerts",
+    [
+        rows(
+            "Alerts that fire",
+            "Each with what it fires for; docs/alerts.md tells what to do.",
+            "none",
+            {"firing": FIRING},
+            {
+                "alertname": "alert",
+                "severity": "severity",
+                "instance": "instance",
+                "hw_id": "device",
+                "pipeline_name": "pipeline",
+            },
+            height=6,
+            absent="none fires",
+        )
+    ],
+)
+
 BOARD = Board(
     "benchlab-overview",
     "benchlab-otel / Overview",
     "Speed, cost and faults of pipelines and hosts at a glance.",
-    [NOW, PIPELINES, HOSTS],
+    [NOW, PIPELINES, HOSTS, ALERTS],
     [PIPELINE],
 )

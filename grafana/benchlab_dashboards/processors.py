@@ -68,6 +68,7 @@ GPU = Row(
             "bytes",
             Query(by_device(series(contract.GPU_MEMORY_USAGE)), "{{device}} used"),
             Query(by_device(series(contract.GPU_MEMORY_LIMIT)), "{{device}} all"),
+            width=6,
             absent=NO_GPU,
         ),
         lines(
@@ -76,6 +77,7 @@ GPU = Row(
             "binBps",
             Query(by_device(series(contract.GPU_PCIE)), "{{device}} {{network_io_direction}}"),
             styles=DIRECTIONS,
+            width=6,
             absent=NO_GPU,
         ),
         rows(
@@ -85,7 +87,7 @@ GPU = Row(
             {"memory": series(contract.GPU_PROCESS_MEMORY)},
             {"hw_id": "GPU", "process_pid": "pid", "process_executable_name": "program"},
             {"memory": "bytes"},
-            width=8,
+            width=6,
             absent="no process uses a GPU",
         ),
         rows(
@@ -94,7 +96,7 @@ GPU = Row(
             "none",
             {"generation": series(contract.GPU_PCIE_GENERATION), "lanes": series(contract.GPU_PCIE_WIDTH)},
             {"hw_id": "GPU"},
-            height=5,
+            width=6,
             absent=NO_GPU,
         ),
     ],
