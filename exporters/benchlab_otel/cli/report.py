@@ -11,9 +11,10 @@ from rich.console import Console
 from benchlab_otel.align.marks import UnknownMark
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
-from benchlab_otel.cli.session import Reference, find, load
+from benchlab_otel.cli.session import Reference, find, load, load_energies
 from benchlab_otel.config import Settings
-from benchlab_otel.export import explain
+from benchlab_otel.export import capframex_report, explain
+from benchlab_otel.export.capframex_report import make_capframex_report
 from benchlab_otel.export.recording import of_run
 from benchlab_otel.export.report import SCHEMA, dump_json, make_report, to_json
 from benchlab_otel.export.report_text import render
@@ -28,6 +29,9 @@ def command(
         str | None,
         typer.Option("--explain", metavar="FRAME", help="One frame, by its number or its trace id's begin."),
     ] = None,
+    as_capframex: Annotated[
+        bool, typer.Option("--capframex", help="The figures that CapFrameX will show of the capture.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The same figures for scripts.")] = False,
     config: options.ConfigFile = None,
 ) -> None:
@@ -39,11 +43,29 @@ def command(
       benchlab-otel report 20261001T12 --pair ingress:display
       benchlab-otel report latest --json | jq .runs[0].energy
       benchlab-otel report latest --explain 512
+      benchlab-otel report latest --capframex
     """
     if frame is not None:
         show_frame(session, options.settings(config), frame, as_json)
         return
+    if as_capframex:
+        show_capframex(session, options.settings(config), as_json)
+        return
     show(session, options.settings(config), pair or (), as_json)
+
+
+def show_capframex(session: str, settings: Settings, as_json: bool) -> None:
+    """Prints what CapFrameX will show. Raises UserError where there is no such session or no frame time."""
+    runs = load_energies(find(session, settings.session.data_dir))
+    reports = [report for report in map(make_capframex_report, runs) if report]
+    if not reports:
+        raise UserError("no frame times in it: they need two frames that end one after the other")
+    if as_json:
+        print(dump_json({"schema": SCHEMA, "capframex": reports}))
+        return
+    console = Console(highlight=False)
+    for n, report in enumerate(reports):
+        console.print(*[""] * bool(n), capframex_report.render(report), sep="\n")
 
 
 def show(session: str, settings: Settings, pairs: Sequence[str] = (), as_json: bool = False) -> None:
