@@ -28,6 +28,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # its fixtures of real machines
+
+from machines import unpack
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from benchlab_otel import sources
@@ -71,7 +75,7 @@ class NotedSchedule(Schedule):
     """A schedule that notes what it planned."""
 
     def __init__(self, period: float, begin: float) -> None:
-        super().__init__(period, begin)
+        super().__init__(period, begin, seed=1)
         self.planned: list[float] = []
 
     def next(self, now: float) -> float:
@@ -95,17 +99,26 @@ def fixture(root: Path) -> list[Path]:
 # -- what is compared: each runs for some seconds ---------------------------------------------
 
 
-def sampled(names: list[str], settings: Sources, seconds: float) -> None:
+def sampled(names: list[str], settings: Sources, seconds: float) -> float:
     """Our sources."""
     sink = Counting()
     running = sources.start(names, settings, sink, "bench")
-    time.sleep(seconds)
+    time.sleep(1.0)
+    share = measured(lambda: time.sleep(seconds))
     running.stop()
     for health in running.health():
         assert health.ok, health.message
         expected = seconds * getattr(settings, health.source).rate_hz
         assert health.readings > 0.9 * expected - 1, f"{health.source}: {health.readings} readings"
     assert sink.bytes
+    return share
+
+
+def measured(way: Callable[[], None]) -> float:
+    """CPU time of this process as a share of a core while it runs."""
+    cpu, wall = time.process_time(), time.monotonic()
+    way()
+    return (time.process_time() - cpu) / (time.monotonic() - wall)
 
 
 def loop(files: list[Path], seconds: float) -> None:
@@ -127,14 +140,12 @@ def only_sleep(seconds: float) -> None:
         time.sleep(max(0.0, due - time.monotonic()))
 
 
-def shares(ways: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
-    """CPU time of this process as a share of a core, for each way and repeat, in turn."""
+def shares(ways: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """The share of a core, for each way and repeat, in turn."""
     result: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(REPEATS):
         for name, way in ways.items():
-            cpu, wall = time.process_time(), time.monotonic()
-            way()
-            result[name].append((time.process_time() - cpu) / (time.monotonic() - wall))
+            result[name].append(way())
     return result
 
 
@@ -222,8 +233,8 @@ def main() -> None:
         result = shares(
             {
                 "rapl": partial(sampled, ["rapl"], fast, seconds),
-                "open, read, sleep": partial(loop, files, seconds),
-                "sleep": partial(only_sleep, seconds),
+                "open, read, sleep": partial(measured, partial(loop, files, seconds)),
+                "sleep": partial(measured, partial(only_sleep, seconds)),
             }
         )
         tell(result)
