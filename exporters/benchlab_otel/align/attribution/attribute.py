@@ -24,7 +24,7 @@ from benchlab_otel.align.attribution.fit import Variances
 from benchlab_otel.align.attribution.identify import Activity, Identification, identify
 from benchlab_otel.align.attribution.selfcheck import NORMAL_95, SelfCheck
 from benchlab_otel.align.attribution.windows import Kernel, Windows, rows_between, tile, windows
-from benchlab_otel.align.attribution.work import WHOLE_FRAME, Work, work_of
+from benchlab_otel.align.attribution.work import WHOLE_FRAME, Work, stages_of, work_of
 from benchlab_otel.model import Float, Frames, Int, Readings
 
 
@@ -131,7 +131,8 @@ def attribute_and_fit(
     kernel = settings.kernel or Kernel("boxcar", 0.0, (readings.window_ns or 0) / 1e9)
     found = None
     if settings.find_kernel:
-        used, stage = np.unique(work.stage, return_inverse=True)
+        used = stages_of(work)
+        stage = np.searchsorted(used, work.stage)
         activity = Activity(work.piece_begin, work.piece_end, stage, len(used))
         found = identify(clean, activity, kernel)
         kernel = found.kernel
@@ -181,12 +182,12 @@ def _declared(settings: Settings, readings: Readings) -> bool:
 
 def least_rows(work: Work) -> int:
     """How many readings a fit needs to have any meaning."""
-    return 3 * len(np.unique(work.stage)) + 8
+    return 3 * len(stages_of(work)) + 8
 
 
 def _count(work: Work) -> str:
     """How many stages there are, in words; the one that stands for frames without stages has no name."""
-    stages = sum(work.names[s][1] != WHOLE_FRAME for s in np.unique(work.stage))
+    stages = sum(work.names[s][1] != WHOLE_FRAME for s in stages_of(work))
     return f"{stages} stage{'s'[: stages != 1]}" if stages else "frames without stages"
 
 
@@ -270,8 +271,9 @@ def _mean_check(checks: list[tuple[int, SelfCheck]]) -> SelfCheck:
 def _stage_figure(sums: Sums, group: tuple[int, ...]) -> StageFigure:
     work, s = sums.work, sums.stages[group]
     pipeline, names = work.names[group[0]][0], [work.names[k][1] for k in group]
-    having = np.unique(work.frame[np.isin(work.stage, group, kind="table")])
-    frames = int(np.count_nonzero(sums.covered[having]))
+    having = np.zeros(len(sums.covered), bool)
+    having[work.frame[np.isin(work.stage, group, kind="table")]] = True
+    frames = int(np.count_nonzero(sums.covered & having))
     if s.seconds == 0.0 or (s.reason and len(group) == 1):
         nan = float("nan")
         return StageFigure(pipeline, names, nan, nan, nan, nan, nan, frames, s.reason)

@@ -111,7 +111,7 @@ def _misfit(work: Work, posterior: Posterior, owner: Int, resolution: Resolution
         " and ".join(work.names[s][1] for s in np.flatnonzero(resolution.column == c))
         for c in range(posterior.design.pieces.stages)
     ]
-    rows = np.unique(owner)
+    rows = owner[np.diff(owner, prepend=-1) != 0]  # parts of one row are neighbours
     return misfit(
         posterior, work.piece_begin[rows], work.piece_end[rows], resolution.column[work.stage[rows]], names
     )

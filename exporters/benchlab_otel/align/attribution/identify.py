@@ -281,28 +281,36 @@ def _lowpass_like(kernel: Kernel) -> Kernel:
 
 
 def _uncertainty(readings: Clean, activity: Activity, best: _Refined, counter: bool) -> tuple[float, float]:
-    """Standard deviations of lag and width from the curvature of the log-likelihood."""
-    x0 = np.array([best.kernel.lag_s] if counter else [best.kernel.lag_s, best.kernel.width_s])
-    k = len(x0)
+    """Standard deviations of lag and width: of the likelihood taken as a density around its peak.
 
-    def drop(at: Float) -> float:
-        kernel = _kernel(best.kernel, np.maximum(at, [-np.inf, _SMALLEST][:k]), counter)
-        return best.loglik - _loglik(readings, activity, kernel, best.variances)[0]
+    Its curvature would be too sharp, as the likelihood is rough on a scale below the uncertainty. A
+    coarse grid along the kernel's mean delay and width, which the readings tell nearly independently,
+    shows where a finer one is to lie.
+    """
+    k = 1 if counter else 2
+    delay = 0.0 if counter else 0.5 if best.kernel.shape == "boxcar" else 1.0  # mean delay in widths
+    peak = np.array([best.kernel.lag_s + delay * best.kernel.width_s, best.kernel.width_s][:k])
 
-    steps = np.full(k, 0.1 * _STEP)
-    for a in range(k):
-        unit = np.eye(k)[a]
-        while (drop(x0 + steps[a] * unit) + drop(x0 - steps[a] * unit)) / 2 < 1.0 and steps[a] < 0.05:
-            steps[a] *= 2
-    information = np.zeros((k, k))
-    for a in range(k):
-        unit = steps[a] * np.eye(k)[a]
-        information[a, a] = max(drop(x0 + unit) + drop(x0 - unit), 1e-6) / steps[a] ** 2
-    if k == 2:
-        both, apart = steps * [1, 1], steps * [1, -1]
-        mixed = (drop(x0 + both) + drop(x0 - both) - drop(x0 + apart) - drop(x0 - apart)) / 4
-        information[0, 1] = information[1, 0] = mixed / (steps[0] * steps[1])
-    values, vectors = np.linalg.eigh(information)
-    covariance = (vectors / np.maximum(values, 1e-3 * values.max())) @ vectors.T
-    sd = np.sqrt(np.diag(covariance))
-    return float(sd[0]), float(sd[1]) if k == 2 else float("nan")
+    def loglik(at: Float) -> float:
+        width = 0.0 if counter else max(float(at[1]), _SMALLEST)
+        kernel = Kernel(best.kernel.shape, float(at[0]) - delay * width, width)
+        return _loglik(readings, activity, kernel, best.variances)[0]
+
+    axes = np.eye(k)
+    for a, unit in enumerate(np.eye(k)):
+        step = 0.1 * _STEP
+        while 2 * best.loglik - loglik(peak + step * unit) - loglik(peak - step * unit) < 2.0 and step < 0.05:
+            step *= 2
+        axes[a, a] = step
+    spread = axes @ axes.T
+    for points in (5, 7):
+        values, vectors = np.linalg.eigh(spread)
+        axes = vectors * np.sqrt(values)
+        grid = np.stack(np.meshgrid(*[np.linspace(-3.0, 3.0, points)] * k), axis=-1).reshape(-1, k)
+        off = grid @ axes.T
+        logs = np.array([loglik(peak + x) for x in off])
+        weight = np.exp(logs - logs.max())
+        spread = (off * weight[:, None]).T @ off / weight.sum() + 0.02 * spread  # never a single point
+    lag = np.array([1.0, -delay][:k])
+    width_sd = float(np.sqrt(spread[1, 1])) if k == 2 else float("nan")
+    return float(np.sqrt(lag @ spread @ lag)), width_sd

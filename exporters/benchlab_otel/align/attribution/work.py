@@ -71,6 +71,11 @@ def work_of(frames: Sequence[Frames], origin_ns: int) -> Work:
     )
 
 
+def stages_of(work: Work) -> Int:
+    """The stages that occur, ascending."""
+    return np.flatnonzero(np.bincount(work.stage, minlength=len(work.names)))
+
+
 def join_frames(blocks: list[Frames]) -> Frames:
     """One table of several of the same pipeline, in their order."""
     names: dict[str, int] = {}
