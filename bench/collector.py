@@ -42,7 +42,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from collector_stack import BINARY, PROGRAM, Collector, clean_environment, running, stack, total
 
 STAGES = ("decode", "infer", "encode")
-PROBE_FRAMES, SDK_FRAMES, REPEATS = 50_000, 5_000, 5
+PROBE_FRAMES, SDK_FRAMES, REPEATS = 100_000, 10_000, 5
 FPS, SECONDS = 60, 30.0
 
 
