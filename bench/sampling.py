@@ -6,8 +6,9 @@ RAPL at 1 kHz on a powercap tree of three zones, encoded into a sink that counts
 reads the same files, sleeps for a millisecond and keeps nothing; "sleep" only wakes up a thousand
 times a second: what this machine's kernel (and hypervisor) takes for that alone. Then every source
 at 20 Hz (host at 1 Hz), BENCHLAB as an emulator in another process and NVML as the tests' stub library,
-so without the time that a driver takes. Each for SECONDS (default 10) and three repeats, in turn;
-prints the share of one core as median, min and max over the repeats.
+the kernel's drivers as the /sys of real machines (tests/sysfs): so without the time that a driver takes.
+Each for SECONDS (default 10) and three repeats, in turn; prints the share of one core as median, min
+and max over the repeats. Opening devices is not counted: a second passes before the clock starts.
 
 Lateness is the instant of a reading (its span's start) minus the instant that was planned for it.
 """
@@ -31,15 +32,15 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # its fixtures of real machines
 
-from machines import unpack
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from benchlab_otel import sources
-from benchlab_otel.config import Benchlab, Nvml, Rapl, Sources
+from benchlab_otel.config import Benchlab, Drm, Hwmon, Nvml, PowerSupply, Rapl, Sources
 from benchlab_otel.sources import rapl
 from benchlab_otel.sources.runner import Runner
 from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import anchor
+from machines import unpack
 
 RATE_HZ, REPEATS = 1000.0, 3
 ZONES = {"0": "package-0", "0:0": "core", "0:1": "dram"}
@@ -226,8 +227,15 @@ def main() -> None:
         tree = Path(folder)
         files = fixture(tree)
         fast = Sources(rapl=Rapl(rate_hz=RATE_HZ, sysfs=tree))
+        laptop = unpack("thinkpad-x1-i7-8550u", tree / "laptop")
+        desktop = unpack("ryzen-5950x-rx6800xt", tree / "desktop")
         slow = Sources(
-            benchlab=Benchlab(ports=(port,)), rapl=Rapl(rate_hz=20.0, sysfs=tree), nvml=Nvml(rate_hz=20.0)
+            benchlab=Benchlab(ports=(port,)),
+            rapl=Rapl(rate_hz=20.0, sysfs=laptop),
+            nvml=Nvml(rate_hz=20.0),
+            drm=Drm(rate_hz=20.0, sysfs=desktop),
+            hwmon=Hwmon(rate_hz=20.0, sysfs=desktop),
+            power_supply=PowerSupply(rate_hz=20.0, sysfs=laptop),
         )
         print("RAPL at 1 kHz")
         result = shares(
@@ -244,7 +252,7 @@ def main() -> None:
         print("lateness")
         show_histogram(lateness(tree, seconds))
         print("every source at 20 Hz, host at 1 Hz")
-        each = ["benchlab", "rapl", *nvml(tree), "host"]
+        each = ["benchlab", "rapl", *nvml(tree), "drm", "hwmon", "power_supply", "host"]
         ways = {"all": each} | {name: [name] for name in each}
         tell(shares({way: partial(sampled, names, slow, seconds) for way, names in ways.items()}))
 

@@ -238,7 +238,7 @@ class _Template:
 
 
 def _encode_group(batch: SpanBatch, columns: list[_Column], keys: Layout, rows: Int | None) -> Buffer:
-    template = _template(batch, columns, keys)
+    template = _known_template(batch, columns, keys)
     m = len(batch) if rows is None else len(rows)
     out = np.empty((m, len(template.image)), np.uint8)
     step = max(1, _CACHED_BYTES // len(template.image))
@@ -295,6 +295,37 @@ def _put_varint(out: NDArray[np.uint8], offset: int, values: Uint, width: int) -
     for k in range(width):
         byte = (values >> np.uint64(7 * k)).astype(np.uint8) & np.uint8(0x7F)
         out[:, offset + k] = byte | np.uint8(0x80 if k < width - 1 else 0)
+
+
+_templates: dict[object, _Template] = {}
+_MOST_TEMPLATES = 256
+
+
+def _known_template(batch: SpanBatch, columns: list[_Column], keys: Layout) -> _Template:
+    """The template of such spans, kept from the last time unless texts differ from span to span."""
+    if any(column.table is not None for column in columns):
+        return _template(batch, columns, keys)
+    shape = (
+        (batch.name, batch.kind, None if isinstance(batch.status, np.ndarray) else int(batch.status), keys),
+        tuple((key, type(value), _exactly(value)) for key, value in batch.attributes.items()),
+        tuple((column.key, column.kind) for column in columns),
+        tuple(
+            c.present[key].tobytes() for c, key in zip(columns, keys, strict=True) if c.present is not None
+        ),
+        batch.table.keys if batch.table is not None else (),
+    )
+    if shape not in _templates:
+        if len(_templates) >= _MOST_TEMPLATES:
+            _templates.clear()
+        _templates[shape] = _template(batch, columns, keys)
+    return _templates[shape]
+
+
+def _exactly(value: Attribute) -> object:
+    """What a template has of an attribute: all of a single value, nothing of a column."""
+    if isinstance(value, float):
+        return value.hex()  # 0.0 equals -0.0
+    return value if isinstance(value, str | bool | int) else None
 
 
 def _template(batch: SpanBatch, columns: list[_Column], keys: Layout) -> _Template:
