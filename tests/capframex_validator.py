@@ -190,3 +190,27 @@ def _table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
               for row in rows if len(row) == len(header)}  # fmt: skip
     if len(groups) > 1:
         yield f"{len(groups)} groups, of which only the largest survives"
+
+
+# header of PresentMon 1.x, default columns
+PRESENTMON = (
+    "Application,ProcessID,SwapChainAddress,Runtime,SyncInterval,PresentFlags,AllowsTearing,PresentMode,Dropped,"
+    "TimeInSeconds,MsBetweenPresents,MsBetweenDisplayChange,MsInPresentAPI,MsUntilRenderComplete,MsUntilDisplayed"
+)
+PRESENT_MODES = {
+    "Hardware: Legacy Flip", "Hardware: Legacy Copy to front buffer", "Hardware: Independent Flip",
+    "Composed: Flip", "Composed: Copy with GPU GDI", "Composed: Copy with CPU GDI",
+    "Hardware Composed: Independent Flip", "Other",
+}  # fmt: skip
+
+
+def presentmon_problems(path: Path) -> list[str]:
+    """Problems of a CSV that should look as if PresentMon 1.x had written it (and CapFrameX reads)."""
+    header, *rows = path.read_text("utf-8").splitlines()
+    if header != PRESENTMON:
+        return [f"not PresentMon's header: {header}"]
+    problems = csv_problems(path)
+    modes = {row.split(",")[7] for row in rows}
+    problems += [f"no PresentMode {mode!r}" for mode in sorted(modes - PRESENT_MODES)]
+    runtimes = {row.split(",")[3] for row in rows} - {"DXGI", "D3D9", "Other"}
+    return problems + [f"no Runtime {name!r}" for name in sorted(runtimes)]

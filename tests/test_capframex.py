@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -11,13 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from benchlab_otel.align.marks import UnknownMark
 from benchlab_otel.export.capframex import write_json
 from benchlab_otel.export.capframex_columns import Options
 from benchlab_otel.export.capframex_csv import write_csv, write_presentmon
-from benchlab_otel.export.capframex_statistics import fps_per_10_watts, statistics
-from capframex_validator import csv_problems, json_problems, pc_latency_shows, shared_hashes
+from benchlab_otel.export.capframex_report import CapFrameXReport, make_capframex_report, render
+from benchlab_otel.export.capframex_statistics import fps_per_10_watts, rounded, statistics
+from capframex_validator import (
+    csv_problems,
+    json_problems,
+    pc_latency_shows,
+    presentmon_problems,
+    shared_hashes,
+)
 from frames_of import MS, START, make_energy, make_readings, make_run
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "capframex"
@@ -295,6 +305,33 @@ def test_csv_too_short_to_be_listed_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_presentmon_csv_looks_like_presentmons(tmp_path: Path) -> None:
+    run = make_run(100, dropped=(10,), simulated=True)
+    path = tmp_path / "capture.csv"
+    write_presentmon(path, [run])
+    assert presentmon_problems(path) == []
+    rows = list(csv.DictReader(path.open()))
+    assert [float(r["MsBetweenPresents"]) for r in rows] == pytest.approx(
+        np.diff(run.frames.end) / 1e6, abs=1e-4
+    )
+    assert [i + 1 for i, r in enumerate(rows) if r["Dropped"] == "1"] == [10]
+    assert {r["Application"] for r in rows} == {"cam0 (SIMULATED)"}
+    write_csv(tmp_path / "other.csv", [run])
+    assert presentmon_problems(tmp_path / "other.csv") != []
+    with pytest.raises(ValueError, match="more than 20 lines"):
+        write_presentmon(tmp_path / "short.csv", [make_run(20)])
+    with pytest.raises(ValueError, match="1 frame"):
+        write_presentmon(tmp_path / "short.csv", [make_run(1)])
+    assert not (tmp_path / "short.csv").exists()
+
+
+def test_real_presentmon_csv_passes_the_same_rules() -> None:
+    path = REAL / "presentmon-v1.csv"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    assert presentmon_problems(path) == []
+
+
 # -- figures ----------------------------------------------------------------------------------
 
 
@@ -309,6 +346,40 @@ def test_statistics_are_those_of_capframex() -> None:
     assert found.adaptive_std == pytest.approx(13.0601, abs=5e-5)
     assert found.stutter_percent == pytest.approx(12.9310, abs=5e-5)
     assert fps_per_10_watts(times, 120) == pytest.approx(7.18, abs=5e-3)
+
+
+def test_the_report_shows_what_capframex_will(tmp_path: Path) -> None:
+    """The golden vector as a session's frames: printed with one digit, half away from zero."""
+    i = np.arange(100)
+    times = np.where(i == 30, 100, np.where(i == 60, 50, np.where(i % 25 == 10, 20, 10)))
+    run = make_run(101)
+    f = run.frames
+    f.end = START + np.concatenate([[0], np.cumsum(times)]) * MS
+    f.begin = f.end - 5 * MS
+    run.energy = [make_energy(f, "gpu")]
+    run.energy[0].energy = 120 * (f.end - f.begin) / 1e9
+    report = make_capframex_report(run)
+    assert report is not None
+    shown = {" ".join(line.split()[:-1]): line.split()[-1] for line in text_of(report).splitlines()[3:]}
+    assert shown["Average"] == "86.2"
+    assert shown["P5"] == "67.5"
+    assert shown["P1"] == "13.4"
+    assert shown["P0.2"] == shown["1 % low average"] == shown["1 % low integral"] == "10.0"
+    assert shown["Adaptive STDEV"] == "13.1"
+    assert shown["Stutter time, %"] == "12.9"
+    assert shown["FPS/10 W, GPU Power"] == "7.2"
+    written(tmp_path, run)  # and the capture that it is about opens
+
+
+def text_of(report: CapFrameXReport) -> str:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render(report))
+    return console.export_text()
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.25, "0.3"), (0.35, "0.4"), (-0.25, "-0.3"), (7.0, "7.0")])
+def test_rounding_is_away_from_zero(value: float, shown: str) -> None:
+    assert rounded(value) == shown
 
 
 # -- size -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,7 +20,7 @@ DRAWS = 1000
 MOST_BLOCKS = 200
 LEAST_BLOCKS = 10
 LEAST_BEYOND = 10  # values beyond a quantile, of which it can be told
-_BINS = 256
+_BINS = 64
 _SEED = 20040101  # the same figures each time
 
 
@@ -92,6 +93,7 @@ def _blocks(values: Float) -> list[Float] | str:
     return np.array_split(values, count)
 
 
+@lru_cache(maxsize=8)
 def _weights(blocks: int) -> Float:
     """(draws, blocks): how often each block is in each draw."""
     drawn = np.random.default_rng(_SEED).integers(0, blocks, (DRAWS, blocks))

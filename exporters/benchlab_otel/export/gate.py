@@ -90,7 +90,9 @@ def _judge(limit: Limit, comparison: Comparison) -> Judged:
 def _find(limit: Limit, comparison: Comparison) -> Change:
     """The change that a limit is about."""
     by_name = {c.figure: c for c in comparison.changes}
-    domains = list(dict.fromkeys(name.split(".")[1] for name in by_name if name.startswith("energy.")))
+    gone = [*comparison.only_before, *comparison.only_after]
+    energies = [name for name in (*by_name, *gone) if name.startswith("energy.")]
+    domains = list(dict.fromkeys(name.split(".")[1] for name in energies))
     kind, _, rest = limit.figure.partition(".")
     names = [limit.figure, f"{limit.figure}.mean" if kind == "latency" else ""]
     if kind == "energy" and ("system" in domains or len(domains) == 1):
@@ -98,7 +100,6 @@ def _find(limit: Limit, comparison: Comparison) -> Change:
     for name in names:
         if name in by_name:
             return by_name[name]
-    gone = [*comparison.only_before, *comparison.only_after]
     why = " (only one of the sessions has it)" if any(name in gone for name in names) else ""
     raise GateError(
         f"--fail-if {limit.text!r}: no figure {limit.figure!r} of {comparison.pipeline} in both"
