@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -70,7 +68,7 @@ class Collector:
             self._command += ["--config", name if ":" in name else str(CONFIGS / f"{name}.yaml")]
         *ports, telemetry = free_ports(len(_ADDRESSES) + 1)
         self.address = {name: f"127.0.0.1:{port}" for name, port in zip(_ADDRESSES, ports, strict=True)}
-        self._telemetry = f"127.0.0.1:{telemetry}"
+        self.telemetry = f"127.0.0.1:{telemetry}"
         self._environment = {
             "PATH": os.environ["PATH"],
             **self.address,
@@ -137,7 +135,7 @@ class Collector:
 
     def own(self, name: str, **labels: str) -> float:
         """A value of the Collector's own telemetry; 0 where it isn't there yet."""
-        return total(_samples(f"http://{self._telemetry}/metrics"), name, **labels)
+        return total(_samples(f"http://{self.telemetry}/metrics"), name, **labels)
 
     def archived(self) -> Receiver:
         """What is in the archive's files, decoded with the protobuf library; damage fails the test."""
@@ -219,15 +217,6 @@ def page(url: str, accept: str = "text/plain") -> str:
     request = urllib.request.Request(url, headers={"Accept": accept})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return str(answer.read().decode())
-
-
-def post(url: str, body: Mapping[str, Any], **headers: str) -> None:
-    """Sends an OTLP request in JSON."""
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        assert answer.status == 200
 
 
 def _samples(url: str) -> list[Sample]:

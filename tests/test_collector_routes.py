@@ -7,6 +7,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,17 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from benchlab_otel import Probe, contract, sources
+from benchlab_otel.cli.align_service import Told
 from benchlab_otel.config import Benchlab, Sources
-from benchlab_otel.model import Point
+from benchlab_otel.model import HistogramPoint, Point
 from benchlab_otel.otlp.client import OtlpClient
 from benchlab_otel.otlp.encode import SpanBatch, encode_request
-from benchlab_otel.otlp.metrics import encode_metrics
+from benchlab_otel.otlp.metrics import encode_metrics, ended
 from benchlab_otel.simulate.device import Emulator
 from benchlab_otel.simulate.truth import Load, Truth
 from collector_stack import Aligner, Collector, running, stack, total
 from conftest import need, wait_for
+from prometheus_server import Prometheus, prometheus
 
 TOKEN = "t0ken-of-the-tests"
 TOKEN_ONLY = "yaml:" + json.dumps(  # a receiver that wants a token, without TLS
@@ -174,6 +177,59 @@ def test_labels_outside_the_contract_make_no_series(tmp_path: Path) -> None:
             "target_info": target | {"host_name": "host"},
         }
         assert len(collector.metrics()) == 2
+
+
+def test_series_that_end_are_gone(tmp_path: Path) -> None:
+    """All of them, and what is told in the same request is not passed over."""
+    resource = {"service.name": "benchlab-otel", "service.instance.id": "host/benchlab"}
+    powers = [Point(contract.HW_POWER, {"hw.id": f"gpu{i}"}, 100.0 + i, time.time_ns()) for i in range(4)]
+    counts = np.zeros(len(contract.FRAME_DURATION.bounds) + 1, np.int64)
+    durations = HistogramPoint(contract.FRAME_DURATION, {"pipeline.name": "a"}, counts, 0.0, 1, 1)
+    with running(Collector(tmp_path, "all-in-one")) as collector:
+        client = OtlpClient(collector.http)
+        client.metrics(encode_metrics(resource, [durations, *powers]))
+        wait_for(lambda: total(collector.metrics(), "hw_power_watts") == 406)
+        newer = replace(powers[3], value=7.0, time_ns=time.time_ns())
+        client.metrics(encode_metrics(resource, [*map(ended, [durations, *powers[:3]]), newer]))
+        client.close()
+        wait_for(lambda: total(collector.metrics(), "hw_power_watts") == 7)
+        assert {s.name for s in collector.metrics()} == {"hw_power_watts", "target_info"}
+
+
+def test_an_aligner_that_learns_of_a_simulation_has_no_twin(tmp_path: Path) -> None:
+    """The prometheus exporter keys series by all of the resource; old ones would hide the new."""
+    resource = {"service.name": "benchlab-otel", "service.instance.id": "host/aligner"}
+    frames = Point(contract.FRAMES, {"pipeline.name": "a", "frame.outcome": "completed"}, 1.0, 2, 1)
+    with running(Collector(tmp_path, "all-in-one")) as collector:
+        client = OtlpClient(collector.http)
+        told = Told(client)
+        told.tell(resource, [frames])
+        told.tell(resource | {contract.SIMULATED: True}, [replace(frames, value=2.0, time_ns=3)])
+        client.close()
+        wait_for(lambda: total(collector.metrics(), "pipeline_frames_total") == 2)
+        (target,) = (s.labels for s in collector.metrics() if s.name == "target_info")
+        assert target["benchlab_simulated"] == "true"
+
+
+def test_prometheus_scrapes_both_pages(tmp_path: Path) -> None:
+    """The project's own configuration and rules, on everybody's metrics and on the Collector's own."""
+    with stack(tmp_path) as (collector, _):
+        targets = {"benchlab-otel": collector.address["COLLECTOR_METRICS"], "collector": collector.telemetry}
+        with prometheus(tmp_path, targets) as server:
+            begin = time.time()
+            measure(OtlpClient(collector.http), frames=20)
+            wait_for(lambda: total_of(server, 'pipeline_frames_total{frame_outcome="completed"}') == 20)
+            wait_for(lambda: total_of(server, "up") == len(targets))
+            assert server.series('otelcol_exporter_queue_capacity{exporter="otlp_grpc/aligner"}')
+            span = {"start": begin - 60, "end": time.time() + 60}
+            traces = {s.trace_id.hex() for _, s, _ in collector.archived().spans if s.name == "frame"}
+            shown = server.get("query_exemplars", query="pipeline_frame_duration_seconds_bucket", **span)
+            assert {e["labels"]["trace_id"] for one in shown for e in one["exemplars"]} <= traces
+            assert shown
+
+
+def total_of(server: Prometheus, query: str) -> float:
+    return sum(value for _, value in server.series(query))
 
 
 # -- many hosts, and other machines -----------------------------------------------------------------------
