@@ -174,7 +174,9 @@ def _find_in_scope(body: bytes, pos: int, end: int, found: _Found) -> None:
             pos = _skip(body, pos, end)
             continue
         first, second = (body[start], body[start + 1]) if start + 1 < end else (0x80, 0x80)
-        if first & 0x80 and not second & 0x80:  # as nearly all spans: no call of a function for these
+        if first < 0x80:  # nearly all spans are as short as this or the next: no call of a function
+            length, start = first, start + 1
+        elif second < 0x80:
             length, start = first & 0x7F | second << 7, start + 2
         else:
             length, start = varint(body, start, end)
