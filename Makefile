@@ -32,6 +32,7 @@ lint: install
 system:
 	@tests/system.sh
 	@tests/stack.sh
+	@tests/pytools.sh
 
 test: install system
 	@$(MAKE) --no-print-directory gstreamer lint

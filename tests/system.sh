@@ -4,7 +4,7 @@ set -euo pipefail
 packages=(
   gcc libc6-dev  # the stub of NVIDIA's library is in C
   gir1.2-gst-plugins-base-1.0 gir1.2-gstreamer-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good
-  gstreamer1.0-tools prometheus python3-gi
+  gstreamer1.0-tools mosquitto prometheus python3-gi
 )
 missing=()
 if command -v dpkg-query >/dev/null; then
@@ -16,7 +16,7 @@ fi
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
   echo "== Installing from Debian, for the tests: ${missing[*]}"
   apt-get update -qq
-  # the prometheus package starts a server where there is a service manager; the tests want only promtool
+  # prometheus and mosquitto start servers where there is a service manager; the tests start their own
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 else
   echo "== Not installed here, so tests that need them are skipped: ${missing[*]}"

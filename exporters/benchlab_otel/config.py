@@ -126,6 +126,34 @@ class Benchlab:
 
 
 @dataclass(frozen=True, slots=True)
+class BenchlabHttp:
+    """BENCHLABs that LinuxSupportKit or pytools' FastAPI serves: URLs of servers, or of their devices.
+
+    `stream` (NDJSON, WebSocket) or polled at `rate_hz`; `key_file` holds the bearer key.
+    """
+
+    rate_hz: Positive = 10.0
+    urls: tuple[str, ...] = ()
+    stream: bool = True
+    key_file: str = ""
+    timeout_s: Positive = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class BenchlabMqtt:
+    """BENCHLABs that pytools publishes; `uids` empty = the only one there is."""
+
+    rate_hz: Positive = 10.0
+    broker: str = ""
+    uids: tuple[str, ...] = ()
+    prefix: str = "benchlab"
+    username: str = ""
+    password_file: str = ""
+    tls: bool = False
+    timeout_s: Positive = 5.0
+
+
+@dataclass(frozen=True, slots=True)
 class Rapl:
     """RAPL energy counters of the processor; `sysfs` is another path in containers (/host/sys)."""
 
@@ -185,6 +213,8 @@ class Sources:
 
     enabled: tuple[str, ...] = ("benchlab", "rapl", "drm", "hwmon", "power_supply", "host")
     benchlab: Benchlab = field(default_factory=Benchlab)
+    benchlab_http: BenchlabHttp = field(default_factory=BenchlabHttp)
+    benchlab_mqtt: BenchlabMqtt = field(default_factory=BenchlabMqtt)
     rapl: Rapl = field(default_factory=Rapl)
     nvml: Nvml = field(default_factory=Nvml)
     hwmon: Hwmon = field(default_factory=Hwmon)

@@ -25,6 +25,7 @@ METER_LAG, METER_WINDOW, METER_WRAP = "meter.lag_ns", "meter.window_ns", "meter.
 CLOCK_OFFSET, CLOCK_UNCERTAINTY = "clock.offset_ns", "clock.uncertainty_ns"
 CLOCK_WALL_OFFSET, CLOCK_SUSPENDED = "clock.wall_offset_ns", "clock.suspended_ns"
 SIMULATED = "benchlab.simulated"  # a resource attribute; true wherever any input was simulated
+TRANSPORT = "benchlab.transport"  # on samples and resource of readings that another program passed on
 SESSION_ID = "session.id"
 NOTE, NOTE_TEXT = "note", "note.text"
 REPLAYED = "benchlab.replayed"  # a resource attribute: the id of the session that a replay comes from

@@ -17,7 +17,7 @@ from threading import Event, Thread
 from typing import Any, Protocol, cast
 
 from benchlab_otel.config import Sources
-from benchlab_otel.contract import SESSION_ID, SIMULATED
+from benchlab_otel.contract import SESSION_ID, SIMULATED, TRANSPORT
 from benchlab_otel.model import Resource, Scalar
 from benchlab_otel.otlp.encode import resource_of
 from benchlab_otel.otlp.sink import Sink
@@ -26,7 +26,7 @@ from benchlab_otel.sources.runner import Health, Runner
 from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE, anchor
 
-NAMES = ("benchlab", "rapl", "nvml", "drm", "hwmon", "power_supply", "host")
+NAMES = ("benchlab", "benchlab_http", "benchlab_mqtt", "rapl", "nvml", "drm", "hwmon", "power_supply", "host")
 
 LOOK_S = 3.0
 APART_S = 0.001  # between readings of one instant, so that they do not wait for each other
@@ -165,6 +165,8 @@ def _resource(source: str, session_id: str, extra: Mapping[str, Scalar], device:
     }
     if device and device.simulated:
         attributes[SIMULATED] = True
+    if device and TRANSPORT in device.attributes:
+        attributes[TRANSPORT] = device.attributes[TRANSPORT]
     return resource_of(attributes | dict(extra))
 
 

@@ -1,0 +1,140 @@
+"""BENCHLABs that pytools publishes by MQTT: `benchlab/UID/telemetry`, and a retained `benchlab/UID/info`."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchlab_otel import wire
+from benchlab_otel.config import BenchlabMqtt
+from benchlab_otel.sources.benchlab_json import JsonReader, device_of, from_pytools, parse, uid_of
+from benchlab_otel.sources.reading import SourceError
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import Client, MQTTMessage
+
+_NOT_SET = "set sources.benchlab_mqtt.broker to HOST:PORT"
+_NO_PAHO = "pip install 'benchlab-otel[mqtt]'"
+_NO_DEVICE = "start pytools' MQTT publisher, or name a device in sources.benchlab_mqtt.uids"
+
+
+def addresses(settings: BenchlabMqtt) -> list[str]:
+    """The configured UIDs; "" stands for the only device that publishes."""
+    return list(settings.uids) or [""]
+
+
+def open_reader(settings: BenchlabMqtt, address: str) -> JsonReader:
+    """Subscribes, and waits until a device has told who it is."""
+    if not settings.broker:
+        raise SourceError("absent", "no broker is set", _NOT_SET)
+    topics = _Topics(settings, address or "+")
+    try:
+        name, info = topics.first_device()
+        uid = uid_of(name)
+        layout = wire.layout(info["ProductId"], info["FwVersion"])
+    except (KeyError, TypeError) as error:
+        topics.close()
+        raise SourceError("garbled", f"{settings.broker}: not a device's information: {error!r}") from None
+    except LookupError as error:
+        topics.close()
+        raise SourceError("unknown", f"{settings.broker}: {error}") from None
+    except SourceError:
+        topics.close()
+        raise
+    return JsonReader(device_of("mqtt", uid, layout, simulated=False), layout, from_pytools, topics)
+
+
+class _Topics:
+    """What a broker passes on, in order of arrival."""
+
+    fresh = False
+
+    def __init__(self, settings: BenchlabMqtt, uid: str) -> None:
+        self._broker, self._timeout = settings.broker, settings.timeout_s
+        self._messages: queue.Queue[MQTTMessage | SourceError] = queue.Queue(maxsize=1000)
+        self._filters = [(f"{settings.prefix}/{uid}/{kind}", 0) for kind in ("info", "telemetry")]
+        self._client = self._connected(settings)
+
+    def first_device(self) -> tuple[str, Mapping[str, Any]]:
+        """(UID, info) of the only device; SourceError where there are none or several."""
+        found: dict[str, Mapping[str, Any]] = {}
+        deadline = time.monotonic() + self._timeout
+        while (left := deadline - time.monotonic()) > 0:
+            message = self._next(min(left, 0.2 if found else left), quiet=True)
+            if message and message.topic.endswith("/info"):
+                found[message.topic.split("/")[-2]] = parse(message.topic, bytes(message.payload))
+            elif message is None and found:
+                break  # retained messages come at once
+        if len(found) != 1:
+            names = ", ".join(sorted(found)) or "none"
+            raise SourceError("absent", f"{self._broker}: expected one device, found: {names}", _NO_DEVICE)
+        return next(iter(found.items()))
+
+    def next(self) -> bytes:
+        while True:
+            message = self._next(self._timeout)
+            if message and message.topic.endswith("/telemetry") and not message.retain:
+                return bytes(message.payload)
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _next(self, timeout: float, quiet: bool = False) -> MQTTMessage | None:
+        try:
+            found = self._messages.get(timeout=timeout)
+        except queue.Empty:
+            if quiet:
+                return None
+            raise SourceError("late", f"{self._broker}: nothing published for {timeout:g} s") from None
+        if isinstance(found, SourceError):
+            raise found
+        return found
+
+    def _connected(self, settings: BenchlabMqtt) -> Client:
+        try:
+            from paho.mqtt.client import Client
+            from paho.mqtt.enums import CallbackAPIVersion
+        except ImportError:
+            raise SourceError("unreadable", "the paho-mqtt package is not installed", _NO_PAHO) from None
+        client = Client(CallbackAPIVersion.VERSION2, reconnect_on_failure=False)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = lambda _client, _data, message: self._put(message)
+        if settings.username:
+            client.username_pw_set(settings.username, _password(settings.password_file))
+        if settings.tls:
+            client.tls_set()
+        host, _, port = settings.broker.rpartition(":")
+        try:
+            client.connect(host, int(port))
+        except OSError as error:
+            raise SourceError("lost", f"{self._broker}: {error}", "start the broker") from None
+        client.loop_start()
+        return client
+
+    def _on_connect(self, client: Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
+        if code.is_failure:
+            self._put(SourceError("unreadable", f"{self._broker}: {code}", _NOT_SET))
+        else:
+            client.subscribe(self._filters)
+
+    def _on_disconnect(self, _client: Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
+        self._put(SourceError("lost", f"{self._broker}: {code}"))
+
+    def _put(self, message: MQTTMessage | SourceError) -> None:
+        if self._messages.full():  # nobody reads: the newest counts
+            self._messages.get_nowait()
+        self._messages.put_nowait(message)
+
+
+def _password(file: str) -> str | None:
+    if not file:
+        return None
+    try:
+        return Path(file).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError("unreadable", f"sources.benchlab_mqtt.password_file: {file}: {error}") from None

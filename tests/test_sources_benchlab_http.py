@@ -1,0 +1,252 @@
+"""BENCHLAB over HTTP: pytools' own server on an emulated device, LinuxSupportKit as its API is written."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchlab_otel import sources, wire
+from benchlab_otel.config import BenchlabHttp, Sources
+from benchlab_otel.simulate.device import Board, Emulator
+from benchlab_otel.simulate.truth import Load, Truth
+from benchlab_otel.sources import benchlab_http, benchlab_json
+from benchlab_otel.sources.reading import SourceError
+from conftest import wait_for
+from pytools import pytools
+from receiving import Receiver
+
+TRUTH = Truth(Load(base={"EPS1": 50.0, "PCIE1": 44.0, "HPWR1": 120.0, "ATX12V": 20.0}))
+KEY = "a secret key"
+
+
+@contextlib.contextmanager
+def exporting(*urls: str, **changes):
+    section = BenchlabHttp(urls=urls, **{"rate_hz": 50.0, "timeout_s": 20.0, **changes})
+    receiver = Receiver()
+    settings = Sources(benchlab_http=section)
+    running = sources.start(["benchlab_http"], settings, receiver, "s", flush_s=0.02, metrics_s=0.02)
+    try:
+        yield running, receiver
+    finally:
+        running.stop()
+
+
+# -- pytools ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served():
+    """(emulator, URL of pytools' server that reads it)."""
+    board = Board(temperatures=[31.0, None, 45.5, None, 88.0], fans=[1200], external_duty=0.3)
+    # firmware that sends no welcome unasked: pytools takes it for the UID
+    with Emulator(TRUTH, "benchlab2", 4, board=board) as emulator, socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        fd = listening.fileno()
+        with pytools(str(fd), emulator.path, fds=(fd,)):
+            yield emulator, f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_pytools_serves_is_exported_and_labelled(served, stream):
+    emulator, url = served
+    with exporting(url, stream=stream) as (_, receiver):
+        wait_for(lambda: len(receiver.samples()) >= 3 and receiver.values("hw.host.power"))
+    uid = emulator.uid.hex().upper()
+    assert len({s.start_time_unix_nano for s, _ in receiver.samples()}) == len(receiver.samples())
+    for span, values in receiver.samples():
+        assert values["hw.id"] == f"benchlab-{uid}-http"
+        assert values["benchlab.transport"] == "http"
+        assert values["hw.power.system"] == pytest.approx(234.0)
+        assert values["hw.power.rail.HPWR1_W1"] == pytest.approx(20.0)
+        assert values["hw.temperature.HPWR1_IN"] == pytest.approx(88.0)
+        assert "hw.temperature.TS2" not in values
+        assert values["hw.fan.speed.1"] == 1200.0
+        assert "hw.fan.speed.2" not in values  # it is off
+        assert values["hw.fan.speed_ratio.external"] == pytest.approx(0.3)
+        assert span.start_time_unix_nano < span.end_time_unix_nano
+    resource = receiver.spans[-1][0]
+    assert resource["benchlab.transport"] == "http"
+    assert resource["benchlab.simulated"] is True
+    assert receiver.values("hw.host.power", {"hw.id": f"benchlab-{uid}-http"})[0] == pytest.approx(234.0)
+
+
+def test_the_zeros_of_a_device_that_pytools_lost_are_no_readings(served):
+    emulator, url = served
+    uid = emulator.uid.hex().upper()
+    with exporting(f"{url}/device/{uid}", stream=False) as (running, receiver):
+        wait_for(lambda: receiver.samples())
+        emulator.unplug()
+        try:
+            wait_for(lambda: running.health()[0].failures["lost"])
+            assert "not connected" in running.health()[0].message
+        finally:
+            emulator.replug()
+        before = len(receiver.samples())
+        wait_for(lambda: len(receiver.samples()) > before)
+    assert {round(values["hw.power.system"]) for _, values in receiver.samples()} == {234}
+
+
+# -- LinuxSupportKit ----------------------------------------------------------------------------
+
+
+def kit_reading(streamed: bool, **changes) -> dict:
+    """A reading as Program.cs of LinuxSupportKit makes it (its API is a paper specification)."""
+    power = [(12.0, 1.0 + n, 12.0 + 12.0 * n) for n in range(11)]
+    fans = [{"channel": n, "enabled": n == 0, "duty": 40, "rpm": 900} for n in range(9)]
+    reading = {"device": "/dev/ttyACM0", "timestamp": f"{time.time()}", "humidity": 41.5, "fans": fans}
+    if streamed:
+        reading |= {"voltages": [1000] * 13, "chipTemp": 40.0, "ambientTemp": 23.0}
+        reading["power"] = [{"v": v, "a": a, "w": w} for v, a, w in power]
+    else:
+        reading["voltages"] = [{"channel": n, "millivolts": 1000, "volts": 1.0} for n in range(13)]
+        reading["temperatures"] = {"chip": 40.0, "ambient": 23.0, "sensors": [30.0, 31.0, 32.0, 33.0]}
+        named = [{"channel": n, "voltage": v, "current": a, "power": w} for n, (v, a, w) in enumerate(power)]
+        reading["power"] = named
+    return reading | changes
+
+
+class Kit(BaseHTTPRequestHandler):
+    """The part of LinuxSupportKit's service that a client needs, with a bearer key."""
+
+    change: dict = {}
+
+    def do_GET(self) -> None:
+        if self.headers.get("Authorization") != f"Bearer {KEY}":
+            return self.answer(401, {"error": "Unauthorized"})
+        answers = {
+            "/devices": [
+                {"device": "/dev/ttyACM0", "isBenchlab": True},
+                {"device": "x", "isBenchlab": False},
+            ],
+            "/devices/ttyACM0/info": {"name": "Lab", "productId": "0x10", "firmwareVersion": 6},
+            "/devices/ttyACM0/uid": {"uid": "0102030405060708090A0B0C"},
+            "/devices/ttyACM0/sensors": kit_reading(streamed=False, **self.change),
+        }
+        if self.path == "/stream?device=ttyACM0":
+            return self.stream()
+        return self.answer(200 if self.path in answers else 404, answers.get(self.path, {"error": "none"}))
+
+    def answer(self, status: int, body) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def stream(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                self.wfile.write(json.dumps(kit_reading(streamed=True, **self.change)).encode() + b"\n")
+                time.sleep(0.02)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def kit(**change):
+    handler = type("Kit", (Kit,), {"change": change})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@pytest.fixture
+def key_file(tmp_path):
+    path = tmp_path / "key"
+    path.write_text(KEY + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_linux_support_kit_serves_is_exported(stream, key_file):
+    with kit() as url, exporting(url, stream=stream, key_file=key_file) as (_, receiver):
+        wait_for(lambda: len(receiver.samples()) >= 3)
+    resource, _, values = receiver.spans[0]
+    assert values["hw.id"] == "benchlab-0102030405060708090A0B0C-http"
+    assert values["hw.power.rail.EPS2"] == 24.0
+    assert values["hw.power.cpu"] == 36.0
+    assert values["hw.power.system"] == sum(12.0 + 12.0 * n for n in range(11))
+    assert values["hw.voltage.VIN3"] == 1.0
+    assert values["hw.humidity.ambient"] == pytest.approx(0.415)
+    assert ("hw.temperature.TS4" in values) is not stream  # its stream leaves them out
+    assert "hw.fan.speed.2" not in values
+    assert "benchlab.simulated" not in resource
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "said"),
+    [
+        ({"error": "Timeout"}, "lost", "the server says: Timeout"),
+        ({"power": [{"voltage": 612.0, "current": 1, "power": 1}] * 11}, "implausible", "outside -0.5 to 60"),
+        ({"power": [{"voltage": 12.0, "current": 1, "power": 900}] * 11}, "implausible", "hw.power.system"),
+        ({"power": "none"}, "garbled", "not a reading"),
+        ({"humidity": "wet"}, "garbled", "humidity: expected a number"),
+    ],
+)
+def test_what_can_not_be_is_not_exported(change, reason, said, key_file):
+    with kit(**change) as url, exporting(url, stream=False, key_file=key_file) as (running, receiver):
+        wait_for(lambda: running.health()[0].failures[reason])
+        assert said in running.health()[0].message
+    assert not receiver.samples()
+
+
+def test_a_key_is_asked_for_and_never_shown(key_file, caplog):
+    with kit() as url:
+        with pytest.raises(SourceError, match="wants a key") as error:
+            benchlab_http.open_reader(BenchlabHttp(), url)
+        assert error.value.reason == "unreadable"
+        with pytest.raises(SourceError, match="key_file: /nowhere"):
+            benchlab_http.open_reader(BenchlabHttp(key_file="/nowhere"), url)
+        with exporting(f"{url}/devices/ttyACM7", key_file=key_file) as (running, _):
+            wait_for(lambda: running.health()[0].failures)
+            assert "404" in running.health()[0].message
+            assert KEY not in running.health()[0].message
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("url", ["", "nowhere", "http://127.0.0.1:1"])
+def test_no_server_says_what_to_do(url):
+    with pytest.raises(SourceError) as error:
+        benchlab_http.open_reader(BenchlabHttp(timeout_s=1.0), url)
+    assert error.value.fix
+
+
+# -- values -------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+)
+
+
+@given(JSON, st.sampled_from([benchlab_json.from_kit, benchlab_json.from_pytools]))
+def test_any_json_is_a_reading_or_a_clear_refusal(data, values):
+    with pytest.raises(SourceError):
+        benchlab_json.row([], values(data))
+
+
+def test_a_welcome_is_no_uid():
+    with pytest.raises(SourceError, match="welcome"):
+        benchlab_json.uid_of(b"BENCHLAB 2\0\0".hex())
+
+
+def test_zeros_everywhere_are_no_reading():
+    fields = benchlab_json.fields_of(wire.layout(0x10, 6), "x")
+    zeros = {field.key: 0.0 for field in fields}
+    with pytest.raises(SourceError, match="not connected"):
+        benchlab_json.row(fields, zeros)
+    with pytest.raises(SourceError, match="0 V"):
+        benchlab_json.row(fields, zeros | {"hw.fan.speed.1": 900.0})
