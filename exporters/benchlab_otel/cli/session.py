@@ -65,8 +65,8 @@ def reading(sessions: Sequence[Session]) -> Iterator[tuple[list[Fault], Callable
             _tell(f"{session.path.name} is still being recorded; this is what is there so far")
         if session.manifest is not None and session.manifest.raw_removed:
             _tell(
-                f"{session.path.name}: retention took its samples ({session.manifest.raw_removed}), so nothing"
-                f" is measured anew; each frame's joules are in {session.path / 'energy.otlp'}"
+                f"{session.path.name}: retention took its samples ({session.manifest.raw_removed}), so"
+                f" nothing is measured anew; each frame's joules are in {session.path / 'energy.otlp'}"
             )
     for fault in faults:
         if not (fault.at_end and any(session.running for session in sessions)):
