@@ -185,11 +185,11 @@ def add_energies(
 ) -> None:
     """Adds the part of each frame's and stage row's energy that lies within the core."""
     work, pieces = sums.work, posterior.design.pieces
-    moved = _moved(wrong, work, pieces, owner)
+    moved = _moved(wrong, work, posterior, owner)
 
     def energy_and_sd(want: Wanted) -> tuple[Float, Float]:
         mean, variance = energies(posterior, want)
-        more = wrong.variance(want, moved) if wrong is not None else 0.0
+        more = wrong.variance(want, moved, posterior) if wrong is not None else 0.0
         return mean, np.sqrt(widened**2 * variance + more)
 
     frames = np.flatnonzero((work.end >= core[0]) & (work.begin < core[1]))
@@ -220,11 +220,11 @@ def add_energies(
     _note_rows(sums, posterior.design.rows, frames)
 
 
-def _moved(wrong: Misfit | None, work: Work, pieces: Pieces, owner: Int) -> Float:
-    """(pieces, r) W: what marks that are off would move the pieces' power by."""
+def _moved(wrong: Misfit | None, work: Work, posterior: Posterior, owner: Int) -> Float:
+    """(pieces, r) W: what a model that is wrong so would move the pieces' power by."""
     if wrong is None:
         return np.zeros((len(owner), 0))
-    return wrong.of_pieces(pieces.stage, (work.piece_end - work.piece_begin)[owner])
+    return wrong.of_pieces(posterior, (work.piece_end - work.piece_begin)[owner])
 
 
 def _note_rows(sums: Sums, rows: Windows, frames: Int) -> None:
@@ -242,7 +242,7 @@ def _add_stages(sums: Sums, block: Block, core: Core) -> None:
     work, posterior, column = sums.work, block.posterior, block.resolution.column
     pieces, reason, widened = posterior.design.pieces, block.resolution.reason, block.check.widened
     inside = np.clip(pieces.end, *core) - np.clip(pieces.begin, *core)
-    moved, wrong = _moved(block.misfit, work, pieces, block.owner), block.misfit
+    moved, wrong = _moved(block.misfit, work, posterior, block.owner), block.misfit
     for c in range(pieces.stages):
         group = tuple(np.flatnonzero(column == c).tolist())
         seconds = np.where(pieces.stage == c, inside, 0.0)

@@ -1,4 +1,5 @@
-"""Whether the readings contradict the marks: a score test for early and late marks, and what it widens.
+"""Whether the readings contradict the model: a score test for marks that are early or late and for
+stages whose power swings unseen, and what it widens.
 
 A mark (the begin or end of a stage, in all frames) that is recorded δ s late leaves W δ joules out
 where the stage begins, and has W δ too many where it ends. To first order that is one more column of
@@ -6,6 +7,10 @@ the model for each mark, G. With P of restricted likelihood, GᵀPz (GᵀPG)⁻�
 (a score test, Rao 1948), and needs no refit. Where chance can't explain it, δ given the readings has
 the mean m = (GᵀPG + Λ)⁻¹ GᵀPz and the covariance (GᵀPG + Λ)⁻¹; no figure is moved, but everything
 that δ would move is widened by δ's second moment, that covariance + m mᵀ.
+
+A stage's power that follows something without marks looks like a base that moves. So the base's slow
+movement b(t), too, is one more column for each stage: what it would be if the stage alone made it, in
+step with the stage's activity (one degree of freedom for nonadditivity, Tukey 1949).
 """
 
 from __future__ import annotations
@@ -13,8 +18,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import uniform_filter1d
 
-from benchlab_otel.align.attribution.condition import Posterior, Wanted
+from benchlab_otel.align.attribution.condition import Posterior, Wanted, base_power
 from benchlab_otel.align.attribution.overlap import overlap
 from benchlab_otel.align.attribution.windows import Windows
 from benchlab_otel.model import Float, Int
@@ -22,6 +28,8 @@ from benchlab_otel.model import Float, Int
 _SMEAR = 0.5e-3  # s before and after a mark; what it is wrong by is spread over them
 _USUAL = 2e-3  # s, sd of a mark's error before the readings are asked
 _SAME = 1e-6  # s; marks closer than this are one
+_NEAR, _FAR = (4, 0.2), (10, 1.0)  # readings at least, and s, on both sides: left out, and taken in
+_LEAST_DUTY = 0.01
 _ASKED = 512  # marks that are looked up to tell whether two kinds are the same
 _SURE = 4.0  # sd that chance is allowed, as in `selfcheck`
 _EXPLAINS = 0.9  # share of χ² that one cause must explain to be named
@@ -29,33 +37,54 @@ _EXPLAINS = 0.9  # share of χ² that one cause must explain to be named
 
 @dataclass(slots=True)
 class Misfit:
-    """What marks that are off would move, in r independent directions of one sd each: `power`
-    (stages, r) W of each stage, `once` (stages, r) J of each occurrence, `base` (r,) W;
+    """What would be otherwise if the model is wrong so, in r independent directions of one sd each:
+    `power` (stages, r) W of each stage, `once` (stages, r) J of each occurrence, `base` (r,) W; per W
+    that the base is above `level`, `swing` (stages, r) W of each stage and `back` (r,) W of the base;
     `finding` in words."""
 
     power: Float
     once: Float
     base: Float
+    level: float
+    swing: Float
+    back: Float
     finding: str
 
-    def of_pieces(self, stage: Int, length: Float) -> Float:
-        """(m, r) W: of pieces of `stage` (m,) whose occurrence is `length` (m,) s long."""
-        none = np.zeros((len(self.base), len(stage)))
-        once = np.divide(self.once[stage].T, length, out=none, where=length > 0)
-        moved: Float = self.power[stage] + once.T
+    def of_pieces(self, posterior: Posterior, length: Float) -> Float:
+        """(m, r) W: of the posterior's pieces, whose occurrences are `length` (m,) s long."""
+        pieces = posterior.design.pieces
+        none = np.zeros((len(self.base), len(pieces)))
+        once = np.divide(self.once[pieces.stage].T, length, out=none, where=length > 0)
+        above = slow_base(posterior, (pieces.begin + pieces.end) / 2) - self.level
+        moved: Float = self.power[pieces.stage] + once.T + above[:, None] * self.swing[pieces.stage]
         return moved
 
-    def variance(self, wanted: Wanted, pieces: Float) -> Float:
+    def variance(self, wanted: Wanted, pieces: Float, posterior: Posterior) -> Float:
         """(f,) J²: what it adds to the variance of the wanted energies; `pieces` of `of_pieces`."""
         moved = wanted.seconds @ pieces
         if wanted.lo is not None and wanted.hi is not None and wanted.weight is not None:
-            moved = moved + np.outer(wanted.weight(wanted.hi) - wanted.weight(wanted.lo), self.base)
+            weight = wanted.weight(wanted.hi) - wanted.weight(wanted.lo)
+            above = slow_base(posterior, (wanted.lo + wanted.hi) / 2) - self.level
+            moved = moved + weight[:, None] * (self.base + np.outer(above, self.back))
         added: Float = np.sum(moved**2, axis=1)
         return added
 
 
+def slow_base(posterior: Posterior, at: Float) -> Float:
+    """(k,) W: the base around the times (k,) s, the mean of some seconds but for the readings close by.
+
+    Chance in a reading moves the base at it, too; what both have in common would look like a swing.
+    """
+    rows = posterior.design.rows
+    middle = (rows.lo + rows.hi) / 2
+    base = base_power(posterior, middle)
+    near, far = (2 * max(least, round(s / rows.period)) + 1 for least, s in (_NEAR, _FAR))
+    means = [uniform_filter1d(base, min(span, len(base)), mode="nearest") for span in (near, far)]
+    return np.interp(at, middle, (far * means[1] - near * means[0]) / (far - near))
+
+
 def misfit(posterior: Posterior, begin: Float, end: Float, stage: Int, names: list[str]) -> Misfit | None:
-    """What marks that are off would move, None where chance explains the readings as well.
+    """What would be otherwise, None where chance explains the readings as well.
 
     `begin`, `end` (m,) s are the marks of stages `stage` (m,), columns of the design named `names`.
     """
@@ -68,25 +97,43 @@ def misfit(posterior: Posterior, begin: Float, end: Float, stage: Int, names: li
     moves = np.zeros((2 * stages, len(said)))  # of a stage's begin or end with each mark
     moves[np.arange(2 * stages), mark] = 1.0
     late = np.append(solved.watts, -solved.watts)
-    rows = np.column_stack([_density(design.rows, t) for t in times]) @ (late[:, None] * moves)
+    shifted = np.column_stack([_density(design.rows, t) for t in times]) @ (late[:, None] * moves)
+    level, swung, duty = _swings(posterior)
+    rows = np.hstack([shifted, swung])
     columns = np.diff(rows, axis=0)
     pulled = solved.factor.solve(columns)
     taken = solved.covariance @ (design.contrast.T @ pulled)  # what the watts take up of each column
     information = columns.T @ pulled - (design.contrast.T @ pulled).T @ taken
     information += 1e-9 * np.diag(np.maximum(np.diag(information), np.finfo(float).tiny))
     score = columns.T @ solved.alpha
-    k = len(said)
+    marks, k = len(said), len(said) + swung.shape[1]
+    said += [f"the power of {n}" for n in names][: swung.shape[1]]
     chi2 = float(score @ np.linalg.solve(information, score))
     if chi2 < k + _SURE * np.sqrt(2 * k) + _SURE**2:
         return None
-    covariance = np.linalg.inv(information + np.eye(k) / _USUAL**2)
+    usual = np.append(np.full(marks, _USUAL), 1 / np.maximum(duty, _LEAST_DUTY))
+    covariance = np.linalg.inv(information + np.diag(usual[:k] ** -2.0))
     mean = covariance @ score
     values, vectors = np.linalg.eigh(covariance + np.outer(mean, mean))
     sds = vectors * np.sqrt(np.maximum(values, 0.0))
     power = -taken @ sds
     base = -np.mean(rows @ sds + design.active @ power, axis=0)
-    once = (late[:, None] * (moves @ sds)).reshape(2, stages, k).sum(axis=0)
-    return Misfit(power, once, base, _finding(chi2, score, information, said))
+    once = (late[:, None] * (moves @ sds[:marks])).reshape(2, stages, k).sum(axis=0)
+    swing = np.zeros((stages, k))
+    swing[: k - marks] = sds[marks:]
+    finding = _finding(chi2, score, information, said, marks)
+    return Misfit(power, once, base, level, swing, -duty @ swing, finding)
+
+
+def _swings(posterior: Posterior) -> tuple[float, Float, Float]:
+    """The base's mean, what the readings would be (n, stages) W if each stage alone made the base's slow
+    movement, 1 W of it a W, and the share of the time (stages,) that each is active."""
+    design = posterior.design
+    pieces = design.pieces
+    above = slow_base(posterior, (pieces.begin + pieces.end) / 2)
+    level = float(slow_base(posterior, (design.rows.lo + design.rows.hi) / 2).mean())
+    columns = [design.overlap @ np.where(pieces.stage == s, above - level, 0.0) for s in range(pieces.stages)]
+    return level, np.column_stack(columns), design.active.mean(axis=0)
 
 
 def _distinct_marks(times: list[Float], names: list[str]) -> tuple[Int, list[str]]:
@@ -120,15 +167,17 @@ def _density(rows: Windows, times: Float) -> Float:
     return np.asarray(weights.sum(axis=1), float).ravel() / (2 * _SMEAR)
 
 
-def _finding(chi2: float, score: Float, information: Float, said: list[str]) -> str:
+def _finding(chi2: float, score: Float, information: Float, said: list[str], marks: int) -> str:
     """The one cause that explains most of χ², in words; or that there is none. By how much a mark is
     off is not said: it is of the right order only, since the watts were fitted to the wrong marks."""
     causes = dict(zip(said, np.eye(len(said)), strict=True))
-    causes["all marks, against the meter's clock,"] = np.ones(len(said))
+    causes["all marks, against the meter's clock,"] = (np.arange(len(said)) < marks).astype(float)
     told = {name: (c @ score) ** 2 / (c @ information @ c) for name, c in causes.items()}
     name = max(told, key=lambda n: told[n])
     if told[name] < _EXPLAINS * chi2:
-        return "the readings contradict the stages' marks; intervals are widened for it"
+        return "the readings contradict the stages' marks or steady powers; intervals are widened for it"
+    if name.startswith("the power of"):
+        return f"{name} seems to follow something that has no marks; intervals are widened for it"
     verb = "seem" if name.startswith("all") else "seems"
     side = "late" if causes[name] @ score > 0 else "early"
     return f"{name} {verb} to be recorded {side}; intervals are widened for it"
