@@ -109,6 +109,8 @@ class _Topics:
         if settings.tls:
             client.tls_set()
         host, _, port = settings.broker.rpartition(":")
+        if not host or not port.isdecimal():
+            raise SourceError("absent", f"{self._broker}: expected HOST:PORT", _NOT_SET)
         try:
             client.connect(host, int(port))
         except OSError as error:
