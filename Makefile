@@ -51,6 +51,7 @@ dashboards: install
 
 lock:
 	uv pip compile --universal --generate-hashes --no-header --group dev --all-extras -o requirements.lock pyproject.toml
+	uv pip compile --universal --generate-hashes --no-header -c requirements.lock -o deploy/requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) .build build *.egg-info
