@@ -73,6 +73,10 @@ def test_the_stack_without_docker(tmp_path: Path) -> None:
             stack.enter_context(native(name, environment, tmp_path))
 
         wait_for(lambda: told(collector), 60)
+        # what the alert CollectorQueueFilling asks for
+        assert collector.own(
+            "otelcol_exporter_queue_capacity", exporter="otlp_grpc/aligner", data_type="traces"
+        )
         simulated = [s for s in collector.metrics() if s.labels.get("benchlab_simulated")]
         assert {s.labels["instance"].split("/")[1] for s in simulated} == {"benchlab", "aligner"}
 
