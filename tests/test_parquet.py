@@ -110,6 +110,14 @@ def test_columns_carry_units_and_meanings(folder: Path) -> None:
         assert schema.metadata[b"benchlab_otel.table"] == name.encode()
 
 
+def test_the_documentation_has_every_column() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "exports.md").read_text()
+    for name, fields in TABLES.items():
+        section = page.split(f"### {name}\n")[1].split("\n#")[0]
+        rows = [f"| `{f.name}` | {f.unit or '–'} | {f.description} |" for f in fields]
+        assert [line for line in section.splitlines() if line.startswith("| `")] == rows
+
+
 def test_csv_says_the_same(folder: Path) -> None:
     for name, fields in TABLES.items():
         with (folder / f"{name}.csv").open(newline="") as file:

@@ -92,7 +92,7 @@ def test_each_format_is_done_by_itself(tmp_path: Path) -> None:
         run("watch", "--to", to, "--out", out, "--once", data_dir=data)
         assert (out / made).is_file()
     refused = run("watch", "--to", "csv", "--out", out, "--pair", "a:b", data_dir=data, code=2)
-    assert "--pair and --accelerator are for captures" in refused.stderr
+    assert "--pair and --accelerator are for capframex-json" in refused.stderr
 
 
 def test_a_crash_between_capture_and_note_converts_again(tmp_path: Path) -> None:

@@ -100,11 +100,16 @@ def convert(
         if to in CAPTURES:
             yield from _captures(sessions, to, out or Path(), chosen, pipeline, prefix)
             return
-        if chosen != NO_OPTIONS:
-            raise UserError(f"--pair and --accelerator are for {', '.join(CAPTURES)}; {to} has every stage")
+        check(to, chosen)
         yield WHOLE[to](sessions, out, pipeline)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def check(to: str, chosen: Options) -> None:
+    """Raises UserError where the format has no use for the options."""
+    if to not in CAPTURES and chosen != NO_OPTIONS:
+        raise UserError(f"--pair and --accelerator are for {', '.join(CAPTURES)}; {to} has every stage")
 
 
 # -- captures, one a pipeline -----------------------------------------------------------------

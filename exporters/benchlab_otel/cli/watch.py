@@ -12,9 +12,9 @@ import typer
 
 from benchlab_otel.archive.session import Session, SessionNotFound, open_session, session_ids
 from benchlab_otel.cli import options
-from benchlab_otel.cli.convert import WHOLE, Accelerators, Format, Pairs, convert
+from benchlab_otel.cli.convert import WHOLE, Accelerators, Format, Pairs, check, convert
 from benchlab_otel.cli.errors import UserError
-from benchlab_otel.export.capframex_columns import NO_OPTIONS, Options
+from benchlab_otel.export.capframex_columns import Options
 from benchlab_otel.export.output import replacing
 
 LEDGER = ".benchlab-otel-converted"  # in the folder: a line `FORMAT SESSION` for each that is done
@@ -43,8 +43,7 @@ def command(
       benchlab-otel watch --to parquet --out /data/tables --once
     """
     chosen = Options(tuple(pair or ()), tuple(accelerator or ()))
-    if chosen != NO_OPTIONS and to.value in WHOLE:
-        raise UserError(f"--pair and --accelerator are for captures; {to.value} has every stage")
+    check(to.value, chosen)
     data_dir = options.settings(config).session.data_dir
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -39,7 +39,7 @@ def stream(
         if pipeline in (None, part.frames.pipeline):
             yield part
     if pipeline is not None and pipeline not in seen:
-        raise ValueError(f"no pipeline {pipeline!r} in it; there is {', '.join(seen) or 'none'}")
+        raise ValueError(f"no pipeline {pipeline!r} in it; there is {', '.join(sorted(seen)) or 'none'}")
 
 
 def _all(
