@@ -121,20 +121,21 @@ class RaplReader:
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """Energy since the counters were opened; SourceError where a counter began again."""
         start, end = times(replies)
-        counts = np.array([reply.raw[0] for reply in replies], np.int64)
-        steps = np.diff(counts, axis=0, prepend=self._last[None])
-        steps += np.where(steps < 0, self._range, 0)  # wrapped
-        seconds = np.diff(start, prepend=self._last_ns) * 1e-9
+        counts = np.array([self._last, *(reply.raw[0] for reply in replies)], np.int64)
+        steps = counts[1:] - counts[:-1]
+        steps += (steps < 0) * self._range  # wrapped
+        seconds = (start - np.concatenate(([self._last_ns], start[:-1]))) * 1e-9
         possible = (steps >= 0) & (steps <= ((seconds + REFRESH_S) * MAX_WATTS * 1e6)[:, None])
         n = len(replies) if possible.all() else int(np.argmin(possible.all(axis=1)))
         totals = self._total + np.cumsum(steps, axis=0)
         if n:
-            limits = np.array([reply.raw[1] for reply in replies[:n]], np.float64)
-            yield Batch(start[:n], end[:n], self._fields, np.hstack([totals[:n] * 1e-6, limits]))
+            values = np.empty((n, len(self._fields)))
+            values[:, : len(self._zones)] = totals[:n] * 1e-6
+            values[:, len(self._zones) :] = replies[n - 1].raw[1]  # limits are for metrics: the last ones
+            yield Batch(start[:n], end[:n], self._fields, values)
         if n < len(replies):
             zone = int(np.argmin(possible[n]))
-            before = counts[n - 1] if n else self._last
-            change = f"from {before[zone]} to {counts[n, zone]} uJ within {seconds[n]:.3g} s"
+            change = f"from {counts[n, zone]} to {counts[n + 1, zone]} uJ within {seconds[n]:.3g} s"
             raise SourceError("reset", f"RAPL: {self._zones[zone].name} began again: {change}")
         self._last_ns, self._last, self._total = int(start[-1]), counts[-1], totals[-1]
 
