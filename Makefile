@@ -38,7 +38,9 @@ test: install system
 	@$(MAKE) --no-print-directory gstreamer lint
 	$(BIN)/pytest
 
+# Beside the packages of the lock: the peer of bench/windows.py, which nothing else needs.
 bench: install
+	@$(BIN)/pip install --disable-pip-version-check -q zeus==0.16.0
 	$(BIN)/python bench/run.py
 
 # docs/metrics.md and docs/sources.md, from what the code declares.
