@@ -22,8 +22,10 @@ from benchlab_otel.model import Float, Scalar
 from benchlab_otel.sources.benchlab_control import Control, Latency
 from benchlab_otel.sources.benchlab_port import NOT_FOUND, QUIET_S, Port
 from benchlab_otel.sources.benchlab_settings import Settings
-from benchlab_otel.sources.benchlab_values import groups, implausible
+from benchlab_otel.sources.benchlab_values import groups, implausible, metrics
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
+
+METRICS = (*metrics(wire.layout(0x11, wire.newest_firmware(0x11))), contract.HW_INFO, contract.HW_CALIBRATION)
 
 _BY_ID = Path("/dev/serial/by-id")
 

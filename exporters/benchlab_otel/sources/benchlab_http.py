@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 from benchlab_otel import wire
 from benchlab_otel.config import BenchlabHttp
+from benchlab_otel.sources.benchlab_json import METRICS as METRICS
 from benchlab_otel.sources.benchlab_json import (
     Feed,
     JsonReader,

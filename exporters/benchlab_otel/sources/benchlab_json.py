@@ -16,10 +16,11 @@ import numpy as np
 
 from benchlab_otel import contract, wire
 from benchlab_otel.contract import Metric
-from benchlab_otel.sources.benchlab_values import DEGREES, MAX_WATTS, VOLTS, groups
+from benchlab_otel.sources.benchlab_values import DEGREES, MAX_WATTS, VOLTS, groups, metrics
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
 
+METRICS = tuple(m for m in metrics(wire.layout(0x11, 4)) if m is not contract.HW_STATUS)
 Values = dict[str, float]  # by attribute of the sample
 STALE_S = 5.0  # a server that repeats itself for so long has lost its device
 _VOLTS_OF_BOARD = 1.0  # a device that runs has more on Vdd: zeros are those of one that is gone

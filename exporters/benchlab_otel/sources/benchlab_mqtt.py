@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchlab_otel import wire
 from benchlab_otel.config import BenchlabMqtt
+from benchlab_otel.sources.benchlab_json import METRICS as METRICS
 from benchlab_otel.sources.benchlab_json import JsonReader, device_of, from_pytools, parse, uid_of
 from benchlab_otel.sources.reading import SourceError
 

@@ -119,6 +119,11 @@ def groups(layout: wire.Layout) -> list[Group]:
     ]
 
 
+def metrics(layout: wire.Layout) -> tuple[Metric, ...]:
+    """Those of the groups, each once."""
+    return tuple(dict.fromkeys(group.metric for group in groups(layout) if group.metric))
+
+
 def _group(
     prefix: str, names: Sequence[str], metric: Metric, hw_type: str, values: Callable[[Sensors], Float]
 ) -> Group:
