@@ -24,6 +24,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import zstandard
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -139,11 +140,12 @@ def _blank(gap: bytes) -> None:
 
 def _empty_records(gap: bytes) -> bool:
     """Whether these are compressed records of a message without a byte."""
-    import zstandard
-
     while gap:
         size = int.from_bytes(gap[:4], "big")
-        if size and zstandard.ZstdDecompressor().decompress(gap[4 : 4 + size], max_output_size=1):
+        try:
+            if size and zstandard.ZstdDecompressor().decompress(gap[4 : 4 + size], max_output_size=1):
+                return False
+        except zstandard.ZstdError:
             return False
         gap = gap[4 + size :]
     return True

@@ -70,7 +70,7 @@ class Running:
         self.archive.flush()
         faults: list[Any] = []
         blocks = list(read_spans([self.path / TRACES], faults))
-        assert faults == []
+        assert all("without a valid trace and span id" in fault.reason for fault in faults)
         return blocks
 
     def archived_spans(self) -> int:
