@@ -156,8 +156,9 @@ TRUST = Row(
         ),
         band(
             "Conservation",
-            "Measured energy less shares of frames and idle. The interval should hold 0; a residual"
-            " that stays outside says that something draws power that no stage explains.",
+            "Measured energy less shares of frames and idle. Of a counter, or of a meter whose windows"
+            " follow each other without gaps, it is the meter's noise and the interval holds 0. Of any"
+            " other meter it tells by how much its readings, joined by lines, miss the energy.",
             "joule",
             average(contract.ENERGY_RESIDUAL, PART),
             average(contract.ENERGY_RESIDUAL_UNCERTAINTY, PART),
