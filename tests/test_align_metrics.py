@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from frames_of import make_run, requests
 
 from benchlab_otel import contract
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
@@ -14,6 +13,7 @@ from benchlab_otel.contract import Metric
 from benchlab_otel.model import HistogramPoint, Point
 from benchlab_otel.otlp.decode import decode_traces
 from benchlab_otel.simulate import power
+from frames_of import make_run, requests
 
 STAGE = power.Stage("infer", 220.0, 0.006, 0.35, 0.1)
 
