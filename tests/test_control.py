@@ -1,6 +1,7 @@
 """Control of an emulated BENCHLAB over its pty: settings read back, lights by latency, fans by rule."""
 
 import contextlib
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ from benchlab_pycore.core.config_io import read_fan_profile, read_name, read_rgb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchlab_otel import config, sources, wire
+from benchlab_otel import Probe, config, sources, wire
+from benchlab_otel.cli.embedded import Embedded
 from benchlab_otel.config import Benchlab, Sources
 from benchlab_otel.simulate.device import Board, Emulator
 from benchlab_otel.simulate.truth import Load, Truth
@@ -211,6 +213,30 @@ def test_the_light_shows_latency_and_is_put_back():
             wait_for(lambda: emulator.memory.config.rgb == before)
             seconds[0] = 0.1
             wait_for(lambda: emulator.memory.config.rgb != before)
+        assert emulator.memory.config.rgb == before
+
+
+def test_a_run_shows_the_latency_of_its_frames_on_the_device(tmp_path):
+    with Emulator(TRUTH, "benchlab2") as emulator:
+        before = dict(emulator.memory.config.rgb)
+        light = config.Control(light=True, yellow_ms=40.0, red_ms=5000.0)
+        settings = config.Settings(
+            session=config.Session(tmp_path),
+            hub=config.Hub("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"),
+            sources=Sources(benchlab=Benchlab(ports=(str(emulator.path),), timeout_s=5.0, control=light)),
+        )
+        with Embedded(settings, ["test"], ["benchlab"]) as embedded:
+            with contextlib.closing(Probe("cam", sink=embedded.hub)) as probe:
+
+                def is_yellow() -> bool:
+                    with probe.frame() as frame:
+                        frame.mark("ingress")
+                        time.sleep(0.06)
+                        frame.mark("shown")
+                    return lights(emulator)[1:] == (255, 140, 0)
+
+                wait_for(is_yellow)
+            wait_for(lambda: emulator.memory.config.rgb == before)  # no more frames
         assert emulator.memory.config.rgb == before
 
 

@@ -171,9 +171,10 @@ def key_file(tmp_path):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_what_linux_support_kit_serves_is_exported(stream, key_file):
+def test_what_linux_support_kit_serves_is_exported(stream, key_file, golden):
     with kit() as url, exporting(url, stream=stream, key_file=key_file) as (_, receiver):
-        wait_for(lambda: len(receiver.samples()) >= 3)
+        wait_for(lambda: len(receiver.samples()) >= 3 and receiver.values("hw.host.power"))
+    golden(f"benchlab-http-{'stream' if stream else 'poll'}.json", receiver.outline())
     resource, _, values = receiver.spans[0]
     assert values["hw.id"] == "benchlab-0102030405060708090A0B0C-http"
     assert values["hw.power.rail.EPS2"] == 24.0

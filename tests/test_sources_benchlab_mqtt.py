@@ -84,10 +84,10 @@ def publisher(broker):
         client.loop_stop()
 
 
-def test_what_pytools_publishes_is_exported_and_labelled(broker):
+def test_what_pytools_publishes_is_exported_and_labelled(broker, golden):
     host, _, port = broker[0].partition(":")
     account = {"MQTT_BROKER": host, "MQTT_PORT": port, "MQTT_USERNAME": "lab", "MQTT_PASSWORD": "secret"}
-    with Emulator(TRUTH, "original", 3) as emulator, pytools("mqtt", emulator.path, **account):
+    with Emulator(TRUTH, "original", 3, seed=1) as emulator, pytools("mqtt", emulator.path, **account):
         with exporting(settings(broker)) as (_, receiver):
             wait_for(lambda: len(receiver.samples()) >= 3 and receiver.values("hw.host.power"))
         uid = emulator.uid.hex().upper()
@@ -96,6 +96,7 @@ def test_what_pytools_publishes_is_exported_and_labelled(broker):
         assert values["hw.power.system"] == pytest.approx(94.0)
         assert values["hw.temperature.chip"] == pytest.approx(41.0)
         assert span.start_time_unix_nano < span.end_time_unix_nano
+    golden("benchlab-mqtt.json", receiver.outline())
     resource = receiver.spans[-1][0]
     assert (resource["benchlab.transport"], resource["benchlab.simulated"]) == ("mqtt", True)
 

@@ -64,6 +64,7 @@ class Layout:
     product_id: int
     firmware: int
     product: str
+    draft: bool  # of a firmware that was not released
     sensors: np.dtype[np.void]
     welcome_size: int
     calibration_size: int
@@ -107,6 +108,7 @@ def layout(product_id: int, firmware: int) -> Layout:
         product_id=product_id,
         firmware=firmware,
         product=next(c["name"] for c in _index() if c["product_id"] == product_id),
+        draft=contract["status"] == "draft",
         sensors=sensors,
         welcome_size=sizes["WELCOME"],
         calibration_size=sizes["READ_CALIBRATION"],

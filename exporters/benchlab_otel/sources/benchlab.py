@@ -158,7 +158,8 @@ class Identity:
     name: str
 
     def __str__(self) -> str:
-        return f"{self.layout.product} firmware {self.layout.firmware}"
+        draft = " (draft contract)" if self.layout.draft else ""
+        return f"{self.layout.product} firmware {self.layout.firmware}{draft}"
 
     @property
     def hw_id(self) -> str:
