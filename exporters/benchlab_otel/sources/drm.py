@@ -52,6 +52,7 @@ METRICS = (
     contract.HW_INFO,
 )
 
+_SUSPENDED = b"suspended"
 _VENDORS = {"amdgpu": "AMD", "i915": "Intel", "xe": "Intel"}
 _GENERATIONS = {"2.5": 1.0, "5.0": 2.0, "8.0": 3.0, "16.0": 4.0, "32.0": 5.0, "64.0": 6.0}
 _TEMPERATURE_LIMITS = {"crit": "high.critical", "max": "high.degraded"}
@@ -76,7 +77,8 @@ class GpuReader(SensorReader):
         if not driver:
             raise SourceError("absent", f"{card}: no GPU there")
         self._power_state = device / "power/runtime_status"
-        self._refuse_if_asleep()
+        if text(self._power_state) == _SUSPENDED.decode():
+            raise self._asleep()
         monitor = next(iter(sorted(device.glob("hwmon/hwmon*"))), None)
         hw_id = f"{driver}-{place(device)}"
         sensors = [*_sensors(card, device, monitor, hw_id), _info(device, driver, hw_id)]
@@ -90,15 +92,16 @@ class GpuReader(SensorReader):
             counting_since_ns=anchor().now_ns(),
         )
         super().__init__(about, sensors)
+        self.keep_open(self._power_state)
 
     def read(self) -> Reply:
         """All values; SourceError "asleep" where reading would wake the GPU."""
-        self._refuse_if_asleep()
+        if self.now(self._power_state).startswith(_SUSPENDED):
+            raise self._asleep()
         return super().read()
 
-    def _refuse_if_asleep(self) -> None:
-        if text(self._power_state) == "suspended":
-            raise SourceError("asleep", f"{self._power_state}: suspended; not woken to be read")
+    def _asleep(self) -> SourceError:
+        return SourceError("asleep", f"{self._power_state}: suspended; not woken to be read")
 
 
 def _driver(card: Path) -> str:

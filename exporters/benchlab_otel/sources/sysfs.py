@@ -99,7 +99,7 @@ class SensorReader:
         self._offset_ns = anchor().offset_ns
         self._slow_ns, self._slow_due = int(slow_s * 1e9), 0
         self._files: dict[Path, int] = {}
-        there = [s for s in sensors if all(self._open(file) for file in s.files)]
+        there = [s for s in sensors if all(self.keep_open(file) for file in s.files)]
         if not self._files:
             raise SourceError("unreadable", f"{device.description}: no sensor can be read")
         self._fast = [s for s in there if not s.slow]
@@ -142,7 +142,15 @@ class SensorReader:
                 os.close(file)
         self._files = {}
 
-    def _open(self, path: Path) -> bool:
+    def now(self, path: Path) -> bytes:
+        """What a file says that is kept open, b"" where it can't be read."""
+        try:
+            return os.pread(self._files[path], _LONGEST_TEXT, 0)
+        except (KeyError, OSError):
+            return b""
+
+    def keep_open(self, path: Path) -> bool:
+        """Opens a file until `close`; False where it can't be."""
         if path not in self._files:
             try:
                 self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
