@@ -14,10 +14,11 @@ from benchlab_otel.export.bootstrap import block_length, mean, quantiles
 from benchlab_otel.export.compare import Change, Comparison, Figure, NotComparable, change, compare
 from benchlab_otel.export.compare_text import markdown
 from benchlab_otel.export.gate import GateError, judge, parse
-from benchlab_otel.export.recording import Recording
+from benchlab_otel.export.recording import Recording, attributed
 from benchlab_otel.model import Run
+from benchlab_otel.simulate.power import measure
 from frames_of import make_run
-from sessions_of import recorded, recording_of
+from sessions_of import METER, recorded, recording_of, truth_of
 from test_cli import run
 
 
@@ -150,6 +151,18 @@ def test_interpolated_joules_are_not_compared_with_conditioned_ones() -> None:
     (found,) = compare([("a", attributed), ("b", plain)])
     assert "energy.system.interpolated" in found.only_after
     assert "energy.system.frame" in found.only_before
+
+
+def test_frames_without_stages_have_the_frames_figures_alone() -> None:
+    truth = truth_of(1, 30)
+    f = truth.frames
+    f.stage_frame, f.stage_begin, f.stage_end = (a[:0] for a in (f.stage_frame, f.stage_begin, f.stage_end))
+    f.stage, f.stage_names = f.stage[:0], []
+    recording = attributed([Run(f, [measure(truth, METER, np.random.default_rng(1))])])
+    (found,) = compare([("a", recording), ("b", recording)])
+    energies = [c for c in found.changes if c.figure.startswith("energy")]
+    assert [c.figure for c in energies] == ["energy.system.frame", "energy.system.shared"]
+    assert all(c.uncertainty for c in energies)
 
 
 def test_pipelines_are_matched_by_name_unless_there_is_one_each() -> None:

@@ -57,7 +57,7 @@ def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path) -> Non
 
     out = ("--out", tmp_path / "x")
     assert "are for capframex-json" in refused("--to", "parquet", "--pair", "a:b", *out)
-    assert "no pipeline 'y' in it; there is cam0, cam 1/x" in refused("--to", "csv", "--pipeline", "y", *out)
+    assert "no pipeline 'y' in it; there is cam 1/x, cam0" in refused("--to", "csv", "--pipeline", "y", *out)
     assert "one session's requests" in refused("s1", "--to", "otlp-json", *out)
     assert "2 pipelines do not go into one file" in refused(
         "--to", "capframex-json", "--out", tmp_path / "x.json"

@@ -44,7 +44,6 @@ def command(
 ) -> None:
     """What changed between sessions beyond chance: latency and joules, stage by stage.
 
-    \b
     LIMIT is FIGURE > +NUMBER UNIT or FIGURE < -NUMBER UNIT with the unit %, s, ms, us, J, mJ, uJ, fps
     or pp (percentage points); FIGURE is a name of the table, and energy.frame short for
     energy.system.frame, latency.STAGE for latency.STAGE.mean. A limit fails only where the change is
@@ -53,8 +52,8 @@ def command(
     \b
     Examples:
       benchlab-otel compare 20261001T12 latest
-      benchlab-otel compare main latest --fail-if 'energy.frame > +5%' --fail-if 'fps < -2%' --markdown
-      benchlab-otel compare a b c --pair ingress:display --plot change.svg
+      benchlab-otel compare 20261001T12 latest --fail-if 'energy.frame > +5%'
+      benchlab-otel compare a b c --markdown --plot change.svg
     """
     if len(session) < 2:
         raise UserError("compare needs two sessions or more: benchlab-otel compare BEFORE AFTER")

@@ -63,16 +63,17 @@ def command(
     """Write what was recorded in another format: frame times, stages, power and joules.
 
     \b
-    capframex-json    for CapFrameX: frame times, latencies, stages, power; a file for each pipeline
-    capframex-csv     frame times and one latency, for CapFrameX 1.8; presentmon-csv: as PresentMon 1.x
-    parquet, csv      frames, stages, samples and energy: tidy tables, a folder of four files
-    perfetto          a trace for ui.perfetto.dev: stages as slices, power as counters
-    otlp-json         the requests as they came, as the Collector's JSON lines
+    capframex-json  for CapFrameX: frame times, latencies, stages and power
+    capframex-csv   for CapFrameX 1.8: frame times and one latency
+    presentmon-csv  frame times, as PresentMon 1.x writes them
+    parquet, csv    tidy tables: frames, stages, samples, energy
+    perfetto        for ui.perfetto.dev: stages as slices, power as counters
+    otlp-json       the requests as they came, one line each
 
     \b
     Examples:
       benchlab-otel convert latest --to capframex-json
-      benchlab-otel convert latest --to capframex-json --out cam0.json --pair ingress:display
+      benchlab-otel convert latest --to capframex-json --pair ingress:display
       benchlab-otel convert latest --to parquet --out tables
     """
     data_dir = options.settings(config).session.data_dir

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy, StageFigure
+from benchlab_otel.align.attribution.work import WHOLE_FRAME
 from benchlab_otel.align.marks import latency, stage_time
 from benchlab_otel.export.bootstrap import Estimate, mean, nothing, quantiles
 from benchlab_otel.export.recording import Recording, of_run
@@ -205,6 +206,8 @@ def _conditioned(
         f"energy.{domain}.shared": _joules(energy.shared, energy.shared_uncertainty, min(parts, ledger)),
     }
     for stage in mine:
+        if stage.group == [WHOLE_FRAME]:
+            continue  # frames without stages: that is the frame's own figure
         out[f"energy.{domain}.{'+'.join(stage.group)}"] = _of_stage(frames, energy, stage)
     return out
 

@@ -11,7 +11,7 @@ from benchlab_otel.export.compare import Change, Comparison
 from benchlab_otel.export.gate import Judged
 from benchlab_otel.export.report_text import number, plus_minus, table_of, unit_of
 
-HEADINGS = ("before", "after", "change", "%", "p")
+HEADINGS = ("before", "after", "change", "p")
 FOOTNOTE = (
     "± 95 %: how much frames vary (block bootstrap) and how well their joules are known. p: Welch's test,"
     " corrected for all figures here (Holm); bold and *: changed beyond chance (p < 5 %)."
@@ -77,11 +77,18 @@ def _cells(change: Change) -> list[str]:
     unit, scale = _unit(change)
     name = f"{change.figure}{f', {unit}' if unit else ''}"
     before, after = (number(None if v is None else v * scale, 4) for v in (change.before, change.after))
-    half = change.uncertainty
-    moved = plus_minus(change.change, half, scale)
-    share = plus_minus(change.relative, change.relative_uncertainty, 100)
     p = "" if change.p_adjusted is None else _probability(change.p_adjusted)
-    return [name, before, after, _signed(moved), _signed(share), f"{p}{'*' if change.changed else ''}"]
+    return [name, before, after, _moved(change), f"{p}{'*' if change.changed else ''}"]
+
+
+def _moved(change: Change) -> str:
+    """By how much: of shares in percentage points, else relative to what was before."""
+    if change.relative is None or change.unit == "share":
+        unit, scale = _unit(change)
+        return (
+            f"{_signed(plus_minus(change.change, change.uncertainty, scale))} {'pp' if unit == '%' else unit}"
+        )
+    return f"{_signed(plus_minus(change.relative, change.relative_uncertainty, 100))} %"
 
 
 def _unit(change: Change) -> tuple[str, float]:
