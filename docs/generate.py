@@ -38,7 +38,7 @@ SECTIONS = {  # title: (beginnings of the names, what the section is about)
 
 def metrics_page() -> str:
     """docs/metrics.md."""
-    emitters = {name: getattr(_module(name), "METRICS", ()) for name in sources.NAMES}
+    emitters = {name: _module(name).METRICS for name in sources.NAMES}
     parts = [HEAD, "# Metrics\n"]
     parts.append(
         "One declaration of each, in `contract.py`, is what the code emits and what this page shows. The "
@@ -79,7 +79,7 @@ def sources_page() -> str:
     for name in sources.NAMES:
         module, section = _module(name), getattr(Settings().sources, name)
         parts += [f"## {name}\n", *_paragraphs(module), *_settings(section, f"sources.{name}.")]
-        names = ", ".join(f"`{m.name}`" for m in getattr(module, "METRICS", ()))
+        names = ", ".join(f"`{m.name}`" for m in module.METRICS)
         parts.append(f"Metrics: {names}.\n")
     return "\n".join(parts)
 

@@ -1,6 +1,7 @@
 """Generated pages equal what the code declares, and every public name is in a golden file."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from benchlab_otel import contract, sources
 
 DOCS = Path(__file__).parents[1] / "docs"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def _generator():
@@ -44,6 +46,21 @@ def test_a_source_declares_what_it_emits_and_says_what_it_is(name):
     assert set(module.METRICS) <= set(contract.ALL)
     assert len(module.METRICS) == len(set(module.METRICS)) > 0
     assert module.__doc__
+
+
+OUTLINES = [path for path in sorted(GOLDEN.glob("*.json")) if '"metrics"' in path.read_text()]
+
+
+@pytest.mark.parametrize("path", OUTLINES, ids=lambda path: path.stem)
+def test_a_source_emits_in_its_golden_only_what_it_declares(path):
+    outline = json.loads(path.read_text())
+    (source,) = {
+        labels["source"] for name, _, _, labels in outline["metrics"] if name == "exporter.collect.success"
+    }
+    declared = {m.name for m in sources.load(source).METRICS}
+    emitted = {name for name, *_ in outline["metrics"] if not name.startswith("exporter.")}
+    assert emitted
+    assert emitted <= declared
 
 
 def test_every_metric_has_a_section_and_every_hardware_metric_a_source():
