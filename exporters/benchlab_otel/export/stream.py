@@ -28,9 +28,10 @@ def stream(
     """Blocks of frames, each with interpolated and conditioned energies, and the readings of each domain.
 
     Every frame comes once; so does every reading, but for those that come more than SETTLED_NS after
-    later ones. Blocks of frames come a segment at a time, so readings are ahead of them. Where a
-    `pipeline` is named only its frames come. What could not be read is noted in `faults`. Raises OSError
-    where a file can't be opened and, at the end, ValueError where there is no such pipeline.
+    later ones. Blocks of frames come a segment at a time, so readings are ahead of them. Use each block
+    before the next: the aligner goes on with it. Where a `pipeline` is named only its frames come. What
+    could not be read is noted in `faults`. Raises OSError where a file can't be opened and, at the end,
+    ValueError where there is no such pipeline.
     """
     seen: dict[str, None] = {}
     for part in _all(session, faults, progress):
