@@ -93,7 +93,7 @@ PROC = {
     "7 0 loop0 0 0 0 0 0 0 0 0 0 0 0\n",
     "net/dev": "a\nb\n  eth0: 1000 10 1 2 0 0 0 0 2000 20 3 4 0 0 0 0\n",
     "pressure/cpu": "some avg10=0.00 avg60=0.22 avg300=0.26 total=2500000\n",
-    "pressure/io": "some avg10=0 avg60=0 avg300=0 total=1000000\nfull avg10=0 avg60=0 avg300=0 total=500000\n",
+    "pressure/io": "some avg10=0 avg60=0 avg300=0 total=1000000\nfull avg10=0 avg60=0 total=500000\n",
     "pressure/memory": "",
     "self/task/1/children": "",
 }
