@@ -33,6 +33,11 @@ def _device() -> None:
     """Settings of a BENCHLAB. What is written is read back; `store` keeps it for the next start.
 
     A device that is being read belongs to that process: its rules are sources.benchlab.control.
+
+    \b
+    Examples:
+      benchlab-otel device name "Bench 3"
+      benchlab-otel device fan 1 FanMode=fixed FixedDuty=60
     """
 
 
