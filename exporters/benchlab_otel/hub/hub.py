@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,13 +21,14 @@ import numpy as np
 from benchlab_otel import contract
 from benchlab_otel.hub.metrics import MetricStore
 from benchlab_otel.model import Bool, HistogramPoint, Point, Resource, Spans
-from benchlab_otel.otlp.decode import decode_traces, take
+from benchlab_otel.otlp.decode import concatenate, decode_traces, take
 from benchlab_otel.otlp.metrics import encode_metrics
 from benchlab_otel.timebase import Anchor
 
 log = logging.getLogger(__name__)
 
 QUEUED_SPANS = 1_000_000  # about 100 MB in arrays
+GATHER_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Hub:
         self._counts: Counter[tuple[contract.Metric, tuple[str, ...]]] = Counter()
         self._lock = threading.Lock()
         self._order = threading.Lock()  # live and archived order are one, so both align to the same figures
+        self._ended = False  # known to the worker alone
         self._worker = threading.Thread(target=self._hand_on, name="hub-live", daemon=True)
         self._worker.start()
 
@@ -186,7 +190,8 @@ class Hub:
             self._count(contract.HUB_LIVE_SKIPPED, by=len(spans))
 
     def _hand_on(self) -> None:
-        while (spans := self._queue.get()) is not None:
+        while (gathered := self._gather()) is not None:
+            spans = concatenate(gathered)
             try:
                 self._on_spans(spans)
             except Exception:  # a defect of the live view must not end it, nor what is received and archived
@@ -194,6 +199,18 @@ class Hub:
                 log.exception("the live aligner failed on %d spans; the archive has them", len(spans))
             with self._lock:
                 self._room += len(spans)
+
+    def _gather(self) -> list[Spans] | None:
+        """What arrives within a moment, as most of the aligner's work is by block; None at the end."""
+        if self._ended or (first := self._queue.get()) is None:
+            return None
+        gathered = [first]
+        time.sleep(GATHER_S)
+        with suppress(queue.Empty):
+            while (more := self._queue.get_nowait()) is not None:
+                gathered.append(more)
+            self._ended = True
+        return gathered
 
     def close(self) -> None:
         """Returns when the aligner has taken everything that was queued."""
