@@ -68,7 +68,7 @@ def _app(chosen: str | None) -> typer.Typer:
         loaded = import_module(f"{__name__}.{module}") if name == chosen else None
         command = loaded.command if loaded else _not_loaded
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name, help=summary)
+            app.add_typer(command, name=name)
             continue
         settings = getattr(loaded, "context_settings", None)
         app.command(name, help=None if loaded else summary, context_settings=settings)(command)

@@ -122,7 +122,7 @@ def calibration(
     port: PortOption = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Print the coefficients in force as JSON: [offset, gain offset in 1/4096] of each channel.
+    """Print the coefficients in force as JSON: offset, and gain offset in 1/4096, of each channel.
 
     \b
     Examples:
