@@ -74,7 +74,7 @@ except SystemExit:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_each_command_has_an_example(name: str) -> None:
-    arguments = (name, "show") if name == "config" else (name,)
+    arguments = (name, "show") if name in ("config", "sessions") else (name,)
     shown = run(*arguments, "--help").stdout
     examples = [line for line in shown.splitlines() if "Usage:" not in line]
     assert any(f"benchlab-otel {' '.join(arguments)}" in line for line in examples)

@@ -99,13 +99,34 @@ _BUFFER = 1 << 20  # lines may be megabytes long
 
 def _lines(stream: BinaryIO | io.BufferedIOBase, name: str, faults: list[Fault]) -> Iterator[Record]:
     offset = 0
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(_split_lines(stream), 1):
         text = line if line.startswith(b"{") else line.strip()  # a copy of megabytes the less
-        if text and not line.endswith(b"\n") and not _is_json(text):
+        if len(line) > MAX_RECORD:
+            faults.append(Fault(name, offset, "no request is as long as this line", len(line), line=number))
+        elif text and not line.endswith(b"\n") and not _is_json(text):
             faults.append(Fault(name, offset, CUT_OFF, len(line), at_end=True, line=number))
         elif text:
             yield Record(offset, len(line), text, json=True, line=number)
         offset += len(line)
+
+
+def _split_lines(stream: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
+    """As iterating over the stream, but faster for lines of megabytes, and cut where they are endless."""
+    begun: list[bytes] = []
+    while chunk := stream.read(_LINES):
+        at = 0
+        while (end := chunk.find(b"\n", at)) >= 0:
+            yield b"".join([*begun, chunk[at : end + 1]])
+            begun, at = [], end + 1
+        begun.append(chunk[at:])
+        if len(begun) * _LINES > MAX_RECORD + _LINES:
+            yield b"".join(begun)
+            begun = []
+    if any(begun):
+        yield b"".join(begun)
+
+
+_LINES = 1 << 18  # what the processor's cache holds
 
 
 def _is_json(text: bytes) -> bool:

@@ -35,14 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="The same for scripts.")]
 
 @command.callback()
 def _sessions() -> None:
-    """The sessions that were recorded here.
-
-    \b
-    Examples:
-      benchlab-otel sessions list
-      benchlab-otel sessions show latest
-      benchlab-otel sessions prune --dry-run
-    """
+    """The sessions that were recorded here."""
 
 
 # -- what there is ----------------------------------------------------------------------------

@@ -50,6 +50,9 @@ class _Status(Struct, gc=False, frozen=True):
     code: int = 0
 
 
+_UNSET = _Status()
+
+
 class _Span(Struct, gc=False):
     traceId: str = ""
     spanId: str = ""
@@ -57,7 +60,7 @@ class _Span(Struct, gc=False):
     name: str = ""
     startTimeUnixNano: int = 0
     endTimeUnixNano: int = 0
-    status: _Status = _Status()
+    status: _Status = _UNSET
     trace_id: _Unusual = UNSET
     span_id: _Unusual = UNSET
     parent_span_id: _Unusual = UNSET
@@ -149,7 +152,7 @@ _TRACE, _SPAN, _PARENT, _NAME, _START, _END, _STATUS, _ATTRIBUTES = map(
     attrgetter,
     (
         *("traceId", "spanId", "parentSpanId", "name", "startTimeUnixNano", "endTimeUnixNano"),
-        *("status.code", "attributes"),
+        *("status", "attributes"),
     ),
 )
 _NO_PARENT = "0" * 16
@@ -167,7 +170,7 @@ def _columns(spans: list[_Span], counts: list[int], texts: list[bytes], attribut
         name=np.fromiter(map(codes.__getitem__, names), np.int32, n),
         start=np.fromiter(map(_START, spans), np.int64, n),
         end=np.fromiter(map(_END, spans), np.int64, n),
-        status=np.fromiter(map(_STATUS, spans), np.uint8, n),
+        status=_statuses(spans),
         resource=np.repeat(np.array([resources[text] for text in texts], np.int32), counts),
         names=list(codes),
         resources=[resource_attributes(resource_to_protobuf(text), 0) for text in resources],
@@ -175,21 +178,22 @@ def _columns(spans: list[_Span], counts: list[int], texts: list[bytes], attribut
     )
 
 
-_NIBBLE = np.full(256, 255, np.uint8)
-_NIBBLE[list(b"0123456789abcdef")] = np.arange(16)
-_NIBBLE[list(b"ABCDEF")] = np.arange(10, 16)
-
-
 def _ids(texts: Iterable[str], n: int, digits: int) -> Uint:
     """(n, digits / 16) of n ids; ValueError where one has not so many hexadecimal digits."""
-    joined = ",".join(texts).encode() + b","  # the commas stand in place only if all lengths are right
-    if len(joined) != max(1, n * (digits + 1)):
+    joined = " ".join(texts) + " "
+    raw = bytes.fromhex(joined)  # blanks between bytes are passed over
+    ends = np.frombuffer(joined.encode(), np.uint8)[digits :: digits + 1]
+    whole = len(joined) == max(1, n * (digits + 1)) and 2 * len(raw) == n * digits
+    if not whole or (n and (ends != ord(" ")).any()):
         raise ValueError("an id of another length")
-    table = np.frombuffer(joined, np.uint8, n * (digits + 1)).reshape(n, digits + 1)
-    nibbles = _NIBBLE[table[:, :digits]]
-    if (table[:, digits] != ord(",")).any() or (nibbles == 255).any():
-        raise ValueError("an id that is not hexadecimal")
-    return (nibbles[:, ::2] << 4 | nibbles[:, 1::2]).view(">u8").astype(np.uint64)
+    return np.frombuffer(raw, ">u8").reshape(n, digits // 16).astype(np.uint64)
+
+
+def _statuses(spans: list[_Span]) -> NDArray[np.uint8]:
+    found = list(map(_STATUS, spans))
+    if found.count(_UNSET) == len(found):
+        return np.zeros(len(found), np.uint8)
+    return np.fromiter((status.code for status in found), np.uint8, len(found))
 
 
 # -- attributes -------------------------------------------------------------------------------
