@@ -5,6 +5,7 @@
                         /metrics.otlp    metrics, the same
                         /energy.otlp     energy spans, which the aligner derived from traces.otlp
                         /notes.otlp      what people noted, as spans
+                        /imported-N.otlp frames and samples from the files of other programs
                         /lock            locked (flock) while the session is being written
 """
 
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 TRACES, METRICS, ENERGY = "traces.otlp", "metrics.otlp", "energy.otlp"
+IMPORTED = "imported-{}.otlp"
 FLUSH_SECONDS = 1.0
 
 
@@ -342,7 +344,13 @@ def _at(path: Path) -> Session:
             raise SessionNotFound(f"{path}: an empty folder, no session and no OTLP file in it")
         return Session(path, None, files, [])
     manifest = read_manifest(manifest_path)
-    return Session(path, manifest, _present(path, [TRACES]), _present(path, [ENERGY]), is_running(path))
+    traces = _present(path, [TRACES]) + imported_files(path)
+    return Session(path, manifest, traces, _present(path, [ENERGY]), is_running(path))
+
+
+def imported_files(path: Path) -> list[Path]:
+    """What was imported into a session's folder."""
+    return sorted(path.glob(IMPORTED.format("*")))
 
 
 def _present(path: Path, names: Iterable[str]) -> list[Path]:

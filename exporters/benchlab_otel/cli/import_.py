@@ -1,42 +1,40 @@
-"""`benchlab-otel import`: foreign logs into the archive format."""
+"""`import FILE …`: frame logs of other programs into the archive format."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
-from benchlab_otel import contract, timebase
+from benchlab_otel import timebase
 from benchlab_otel.archive import session
+from benchlab_otel.archive.manifest import MANIFEST, read_manifest, write_manifest
 from benchlab_otel.cli.errors import UserError
+from benchlab_otel.cli.importing import FORMATS, WALL, Converted, Source, TimeBase, convert, detect, time_base
 from benchlab_otel.cli.options import ConfigFile, settings
-from benchlab_otel.cli.progress import progress
-from benchlab_otel.probe.tracerlog import SINK, Converter, Log, read_log
+from benchlab_otel.cli.session import find
 
-EXPECTED = (
-    "expected the log of GStreamer's latency tracer, as made with "
-    'GST_TRACERS="latency(flags=pipeline+element)" GST_DEBUG=GST_TRACER:7 GST_DEBUG_FILE=FILE'
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """A log that was read, the pipeline's name and the Unix time (ns) of the log's time 0."""
-
-    path: Path
-    name: str
-    log: Log
-    start_ns: int
-    start_known_from: str
+_TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z"]
 
 
 def command(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Logs of GStreamer's latency tracer.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="Captures and logs; docs/import.md has a table of the formats.",
+        ),
     ],
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="FORMAT", help=f"Instead of what it looks like: {', '.join(FORMATS)}."
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the pipeline instead of the file's.")
     ] = None,
@@ -44,66 +42,95 @@ def command(
         datetime | None,
         typer.Option(
             "--start",
-            formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f"],
-            help="Local time at which the program started. Without it the file's time of change is "
-            "taken for that of its last line.",
+            formats=_TIMES,
+            help="Time (local, or with +00:00) of the file's time 0, when recording started. Without it: what"
+            " the file says, else its time of change for its last line.",
         ),
     ] = None,
     session_id: Annotated[str | None, typer.Option("--session", help="Id of the session to make.")] = None,
+    into: Annotated[
+        str | None,
+        typer.Option("--into", metavar="SESSION", help="Add to this session, which measured meanwhile."),
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
-    """Import logs as a session, to be reported and converted like any other.
+    """Import captures and logs as a session, or into one, to be reported, compared and converted.
 
-    benchlab-otel import latency-traces.log && benchlab-otel report latest
+    \b
+    Examples:
+      benchlab-otel import game.csv && benchlab-otel report latest
+      benchlab-otel import game.csv --into latest --start 2026-10-01T12:00:00.250
     """
-    inputs = [_read(path, name or path.stem, start) for path in files]
+    if into is not None and session_id is not None:
+        raise UserError("--session makes a session and --into adds to one: choose one of them")
+    if format_ is not None and format_ not in FORMATS:
+        raise UserError(f"--format {format_}: expected one of {', '.join(FORMATS)}")
+    sources = [Source(path, format_ or detect(path), name, start) for path in files]
     data_dir = settings(config).session.data_dir
-    try:
-        writer = session.create(data_dir, timebase.anchor(), ["import", *map(str, files)], session_id)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    except FileExistsError:
-        raise UserError(f"session {session_id} is there already; choose another --session") from None
-    writer.manifest.live = False  # a file after the other: read by time
-    for given in inputs:
-        notes = _convert(given, writer)
-        writer.manifest.notes += notes
-        print(*notes, sep="\n")
-    writer.close()
-    print(f"session {writer.manifest.id} in {writer.path}")
+    if into is not None:
+        _add(sources, find(into, data_dir))
+    else:
+        _make(sources, data_dir, session_id)
 
 
-def _read(path: Path, name: str, start: datetime | None) -> Input:
-    """UserError where the file is no such log, so that nothing has been made by then."""
-    try:
-        state = path.stat()
-        with path.open("rb") as file, progress(path.name, state.st_size) as advance:
-            log = read_log(file, advance)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    if not (log.records.kind == SINK).any():
-        found = f"{len(log.records)} element-latency records but no latency record of a sink"
-        raise UserError(f"{path}: {found if len(log.records) else 'no latency record'}: {EXPECTED}")
-    if start is not None:
-        return Input(path, name, log, int(start.timestamp() * 1e6) * 1000, "--start")
-    return Input(path, name, log, state.st_mtime_ns - log.end_ns, "the file's time of change")
+def _make(sources: Sequence[Source], data_dir: Path, session_id: str | None) -> None:
+    """A new session of the files, or none if one of them can't be used."""
+    chosen = session_id or session.new_id()
+    if (data_dir / "sessions" / chosen).exists():
+        raise UserError(
+            f"session {chosen} is there already; choose another --session, or --into to add to it"
+        )
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".import-", dir=data_dir) as scratch:
+        drafts = _convert(sources, Path(scratch), WALL, chosen)
+        command_line = ["import", *(str(source.path) for source in sources)]
+        try:
+            writer = session.create(data_dir, timebase.anchor(), command_line, chosen)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        writer.manifest.live = False  # a file after the other: read by time
+        writer.manifest.simulated = any(done.simulated for _, done in drafts)
+        writer.manifest.notes += [note for _, done in drafts for note in done.notes]
+        _place(drafts, writer.path)
+        writer.close()
+        (writer.path / session.TRACES).unlink()  # nothing was recorded
+    print(f"session {chosen} in {writer.path}")
 
 
-def _convert(given: Input, writer: session.SessionWriter) -> list[str]:
-    """Writes the log's frames; returns what is to be known of them."""
-    resource = {"service.name": given.name, contract.SESSION_ID: writer.manifest.id}
-    converter = Converter(given.name, resource, given.log.names, given.log.identity())
-    starts = dict.fromkeys(given.log.processes, given.start_ns)
-    for body in converter.convert(given.log.records, starts, last=True):
-        writer.traces(body)
-    counts = {
-        "records could not be read": given.log.garbled,
-        "buffers reached a sink without a latency record, so they are no frames": converter.unframed,
-        "records had a choice of predecessors (clock too coarse); the one logged last was taken": (
-            converter.ambiguous
-        ),
-    }
-    return [
-        f"{given.path}: {converter.frames} frames; times by {given.start_known_from}",
-        *(f"{given.path}: {count} {what}" for what, count in counts.items() if count),
-    ]
+def _add(sources: Sequence[Source], found: session.Session) -> None:
+    """The files into a session, all or none of them."""
+    if found.manifest is None:
+        raise UserError(f"{found.path}: not a session's folder, so nothing can be added")
+    with session.hold(found.path) as held:
+        if not held:
+            raise UserError(f"{found.path.name}: being recorded; end that first")
+        base = time_base(found)
+        with TemporaryDirectory(prefix=".import-", dir=found.path) as scratch:
+            drafts = _convert(sources, Path(scratch), base, found.manifest.id)
+            manifest = read_manifest(found.path / MANIFEST) or found.manifest
+            manifest.notes += [note for _, done in drafts for note in done.notes]
+            manifest.simulated |= any(done.simulated for _, done in drafts)
+            _place(drafts, found.path)
+            write_manifest(found.path, manifest)
+    print(f"added to session {found.path.name} in {found.path}")
+
+
+def _convert(
+    sources: Sequence[Source], scratch: Path, base: TimeBase, session_id: str
+) -> list[tuple[Path, Converted]]:
+    drafts = []
+    for number, source in enumerate(sources):
+        draft = scratch / str(number)
+        done = convert(source, draft, base, session_id)
+        print(*done.notes, sep="\n")
+        drafts.append((draft, done))
+    return drafts
+
+
+def _place(drafts: Sequence[tuple[Path, Converted]], folder: Path) -> None:
+    """Moves the drafts into the session's folder under names that are free."""
+    number = 1
+    for draft, _ in drafts:
+        while (target := folder / session.IMPORTED.format(number)).exists():
+            number += 1
+        draft.replace(target)
