@@ -60,7 +60,7 @@ def told(tmp_path: Path, load: power.Load, meter: power.Meter, seed: int) -> Tol
     assert not faults
     place = {trace: row for row, trace in enumerate(truth.frames.trace[:, 0].tolist())}
     rows = np.array([place[trace] for trace in spans.trace[:, 0].tolist()])
-    right = power.frame_truth(truth, 0.0, SECONDS).energy
+    right = power.frame_truth(truth, 0.0, load.duration_s).energy
 
     def column(name: str) -> tuple[Float, Float]:
         """Values, and the truth beside them."""
@@ -104,3 +104,13 @@ def test_joules_of_an_archive(load: power.Load, meter: power.Meter, most: float,
     assert all(f.conditioned < f.interpolated for f in found)
     assert np.mean([f.held for f in found]) >= 0.9
     assert min(f.share for f in found) > 0.95
+
+
+def test_a_sparse_session_of_many_segments_keeps_its_readings(tmp_path: Path) -> None:
+    """An hour and a half in one block of spans, and a segment is a quarter of an hour."""
+    slow = tuple(power.Stage(s.name, s.watts, 100 * s.length_s, 0.35, 0.1) for s in SERIAL.stages)
+    load = power.Load(slow, fps=0.5, duration_s=5400.0)
+    found = told(tmp_path, load, power.Meter(rate_hz=2.0, noise=0.1, **TRIP), 0)
+    assert found.share > 0.99
+    assert found.conditioned < 0.6 * found.interpolated
+    assert found.held >= 0.9

@@ -27,7 +27,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """One command in a process of its own; checks the exit code and that nothing was traced."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("BENCHLAB_OTEL_")}
-    env |= {"COLUMNS": "80", "XDG_CONFIG_HOME": "/nonexistent", **environment}
+    env |= {"COLUMNS": "80", "XDG_CONFIG_HOME": os.devnull, **environment}
     if data_dir:
         env["BENCHLAB_OTEL_SESSION__DATA_DIR"] = str(data_dir)
     done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, env=env, timeout=120)
@@ -113,7 +113,10 @@ def test_a_bug_says_how_to_report_it() -> None:
 
 
 def test_errors_of_the_machine_name_the_file() -> None:
-    assert ended("open('/nonexistent')") == (1, "benchlab-otel: /nonexistent: No such file or directory\n")
+    assert ended("open('/nonexistent/file')") == (
+        1,
+        "benchlab-otel: /nonexistent/file: No such file or directory\n",
+    )
 
 
 def test_ctrl_c_ends_with_130() -> None:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from benchlab_otel.align.attribution.attribute import attribute
-from benchlab_otel.simulate.power import Background, Load, Meter, Stage, frame_truth, measure, seconds, simulate
+from benchlab_otel.simulate.power import (
+    Background,
+    Load,
+    Meter,
+    Stage,
+    frame_truth,
+    measure,
+    seconds,
+    simulate,
+)
 from test_measurement_meters import SERIAL, WATTS
 
 

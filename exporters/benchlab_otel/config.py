@@ -211,7 +211,7 @@ class Nvml:
 class Sources:
     """`enabled`: the sources that `run` and `record` start."""
 
-    enabled: tuple[str, ...] = ("benchlab", "rapl", "drm", "hwmon", "power_supply", "host")
+    enabled: tuple[str, ...] = ("benchlab", "nvml", "rapl", "drm", "hwmon", "power_supply", "host")
     benchlab: Benchlab = field(default_factory=Benchlab)
     benchlab_http: BenchlabHttp = field(default_factory=BenchlabHttp)
     benchlab_mqtt: BenchlabMqtt = field(default_factory=BenchlabMqtt)

@@ -15,11 +15,12 @@ from benchlab_otel.align.aligner import Aligned, Aligner
 from benchlab_otel.align.attribution.attribute import PipelineEnergy
 from benchlab_otel.align.attribution.meters import Windows, attribute_all
 from benchlab_otel.align.attribution.work import join_frames
+from benchlab_otel.align.interpolate import LOOK_BACK
 from benchlab_otel.align.readings import slice_of
 
 SEGMENT_NS = 900_000_000_000
 MARGIN_NS = 5_000_000_000
-KEEP_NS = SEGMENT_NS + 12 * MARGIN_NS  # what an Aligner must keep of the readings for this
+KEEP_NS = SEGMENT_NS + 12 * MARGIN_NS  # of the readings, for frames that may come
 
 
 @dataclass(slots=True)
@@ -65,6 +66,18 @@ def finish_segment(
     context = [b for b in (*state.blocks[: state.given], *out) if _end(b) > state.since]
     state.blocks, state.given = context + left, len(context)
     yield from out
+
+
+def forget_readings(aligner: Aligner, state: Segment) -> None:
+    """Lets go of the readings that nothing needs any more: no frame of the segment, none that may come.
+
+    For an aligner that forgets nothing by itself: a block of spans may be longer than a segment.
+    """
+    needed = [int(block.frames.begin.min()) for block in state.blocks[:1]]
+    oldest = min([aligner.assembly.watermark - KEEP_NS, *(begin - MARGIN_NS for begin in needed)])
+    for series in aligner.series.values():
+        if len(series.readings) and series.readings.time[len(series.readings) // 2] < oldest:
+            series.forget(oldest, keep_before=2 * LOOK_BACK)
 
 
 def _end(block: Aligned) -> int:

@@ -10,7 +10,6 @@ import typer
 
 from benchlab_otel.align.aligner import Aligner
 from benchlab_otel.align.energy_spans import encode_energy
-from benchlab_otel.align.segments import KEEP_NS
 from benchlab_otel.archive.records import Fault, compressor, frame
 from benchlab_otel.archive.session import Session
 from benchlab_otel.cli import options
@@ -18,7 +17,7 @@ from benchlab_otel.cli.errors import UserError
 from benchlab_otel.cli.progress import progress
 from benchlab_otel.cli.session import find
 from benchlab_otel.export.output import replacing
-from benchlab_otel.export.recording import conditioned_session
+from benchlab_otel.export.recording import FOREVER_NS, conditioned_session
 from benchlab_otel.otlp.encode import resource_of
 
 
@@ -53,13 +52,13 @@ def command(
     one = found[0] if len(found) == 1 else None
     whole = one or Session(paths[0] if paths else Path(), None, paths, [])
     faults: list[Fault] = []
-    state = Aligner(lateness_ns=int(settings.align.lateness_s * 1e9), keep_ns=KEEP_NS)
+    state = Aligner(lateness_ns=int(settings.align.lateness_s * 1e9), keep_ns=FOREVER_NS)
     resource = resource_of({"service.name": "benchlab-otel"})
     pack = compressor()
     count = covered = 0
     size = sum(path.stat().st_size for path in paths)
     with replacing(out) as file, progress("Aligning", size) as advance:
-        for aligned in conditioned_session(state, whole, faults, advance):
+        for aligned in conditioned_session(state, whole, faults, advance, forget=True):
             count += len(aligned.frames)
             body = encode_energy(aligned, resource)
             if body:

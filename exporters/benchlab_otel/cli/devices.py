@@ -56,7 +56,8 @@ def look(names: Sequence[str], settings: Settings) -> list[sources.Finding]:
 
 
 def _nothing(name: str) -> sources.Finding:
-    return sources.Finding(name, "", None, 0.0, SourceError("absent", f"nothing here that {name} reads"))
+    fix = getattr(sources.load(name), "WHERE_NOTHING_IS", "")  # what would bring something
+    return sources.Finding(name, "", None, 0.0, SourceError("absent", f"nothing here that {name} reads", fix))
 
 
 def _what(finding: sources.Finding) -> str:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
 from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy
 from benchlab_otel.align.attribution.meters import attribute_all
-from benchlab_otel.align.segments import Segment, add_to_segment, finish_segment
+from benchlab_otel.align.segments import Segment, add_to_segment, finish_segment, forget_readings
 from benchlab_otel.archive.reader import read_spans
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session
-from benchlab_otel.model import FrameEnergy, Frames, Readings, Run
+from benchlab_otel.model import FrameEnergy, Frames, Readings, Run, Spans
 
 Array = NDArray[Any]
 
@@ -111,23 +111,41 @@ def _collected(state: Aligner, blocks: Iterator[Aligned]) -> list[Run]:
     return [_in_order(run.finish(readings)) for run in growing.values()]
 
 
+def session_spans(
+    session: Session, faults: list[Fault], progress: Callable[[int], None] | None = None
+) -> Iterator[Spans]:
+    """The session's spans, in blocks: as they arrived where it was recorded live, so that the figures are
+    the same again."""
+    live = session.manifest is not None and session.manifest.live
+    return read_spans(session.traces, faults, as_arrived=live, progress=progress)
+
+
 def align_session(
     state: Aligner, session: Session, faults: list[Fault], progress: Callable[[int], None] | None = None
 ) -> Iterator[Aligned]:
     """The session's frames with their energy, block by block; memory does not grow with its length."""
-    live = session.manifest is not None and session.manifest.live  # then the figures are the same again
-    for spans in read_spans(session.traces, faults, as_arrived=live, progress=progress):
+    for spans in session_spans(session, faults, progress):
         yield from align(state, spans)
     yield from close(state)
 
 
 def conditioned_session(
-    state: Aligner, session: Session, faults: list[Fault], progress: Callable[[int], None] | None = None
+    state: Aligner,
+    session: Session,
+    faults: list[Fault],
+    progress: Callable[[int], None] | None = None,
+    forget: bool = False,
 ) -> Iterator[Aligned]:
-    """`align_session` with conditioned figures; `state` must keep readings for `segments.KEEP_NS`."""
+    """`align_session` with conditioned figures; `state` must not forget readings by itself (FOREVER_NS).
+
+    With `forget` those go that no later frame needs, so that memory does not grow with the session.
+    """
     segment = Segment()
-    for block in align_session(state, session, faults, progress):
-        yield from add_to_segment(segment, state, [block])
+    for spans in session_spans(session, faults, progress):
+        yield from add_to_segment(segment, state, align(state, spans))
+        if forget:
+            forget_readings(state, segment)
+    yield from add_to_segment(segment, state, close(state))
     yield from finish_segment(segment, state)
 
 

@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
-from benchlab_otel.align.interpolate import LOOK_BACK
 from benchlab_otel.align.readings import slice_of
-from benchlab_otel.align.segments import KEEP_NS, MARGIN_NS, Segment, add_to_segment, finish_segment
-from benchlab_otel.archive.reader import read_spans
+from benchlab_otel.align.segments import (
+    KEEP_NS,
+    Segment,
+    add_to_segment,
+    finish_segment,
+    forget_readings,
+)
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session
+from benchlab_otel.export.recording import FOREVER_NS, session_spans
 from benchlab_otel.model import Readings
 
-FOREVER_NS = 1 << 62
 SETTLED_NS = KEEP_NS // 2  # readings so much older than the newest span are given out
 
 
@@ -50,23 +54,14 @@ def _all(
 ) -> Iterator[Aligned | Readings]:
     state, segment = Aligner(keep_ns=FOREVER_NS), Segment()  # a block of spans may be longer than a segment
     told: dict[tuple[str, str], int] = {}
-    for spans in read_spans(session.traces, faults, progress=progress):
+    for spans in session_spans(session, faults, progress):
         blocks = align(state, spans)
         yield from _settled(state, told, state.assembly.watermark - SETTLED_NS)
         yield from add_to_segment(segment, state, blocks)
-        _forget(state, segment)
+        forget_readings(state, segment)
     yield from add_to_segment(segment, state, close(state))
     yield from finish_segment(segment, state)
     yield from _settled(state, told, np.iinfo(np.int64).max)
-
-
-def _forget(state: Aligner, segment: Segment) -> None:
-    """Lets go of the readings that nothing needs any more: no frame of the segment, none that may come."""
-    needed = [int(block.frames.begin.min()) for block in segment.blocks[:1]]
-    oldest = min([state.assembly.watermark - KEEP_NS, *(begin - MARGIN_NS for begin in needed)])
-    for series in state.series.values():
-        if len(series.readings) and series.readings.time[len(series.readings) // 2] < oldest:
-            series.forget(oldest, keep_before=2 * LOOK_BACK)
 
 
 def _settled(state: Aligner, told: dict[tuple[str, str], int], until: int) -> Iterator[Readings]:

@@ -32,7 +32,7 @@ from benchlab_otel import contract, wire
 from benchlab_otel.config import Nvml
 from benchlab_otel.contract import Metric
 from benchlab_otel.model import Bool, Float, Int, Scalar
-from benchlab_otel.sources.nvml_calls import failure, field_values, optional
+from benchlab_otel.sources.nvml_calls import INSTALL, failure, field_values, optional
 from benchlab_otel.sources.nvml_state import Gpu, State, hw_id, mig_instances
 from benchlab_otel.sources.reading import Batch, Device, Field, Reason, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
@@ -45,6 +45,7 @@ METRICS = (
     *(contract.GPU_CLOCK, contract.GPU_CLOCK_LIMIT, contract.GPU_THROTTLE, contract.GPU_PCIE),
     *(contract.GPU_PCIE_GENERATION, contract.GPU_PCIE_WIDTH),
 )
+WHERE_NOTHING_IS = INSTALL
 MAX_WATTS = 5000.0  # more than any card
 STILL_S = 1.0  # a step of the counter may have gathered for that much longer than between two reads
 AVERAGED_NS = 1_000_000_000  # what nvmlDeviceGetPowerUsage averages over from Ampere on
@@ -55,15 +56,17 @@ _POWERS = {
 
 
 def addresses(settings: Nvml) -> list[str]:
-    """NVML's index of each GPU, as nvidia-smi shows it; "", the first to come, where there are none."""
+    """NVML's index of each GPU, as nvidia-smi shows it; "", the first to come, where there are none, and
+    nothing at all where there is no driver of NVIDIA.
+    """
     try:
         pynvml.nvmlInit()
         try:
             return [str(index) for index in range(pynvml.nvmlDeviceGetCount())] or [""]
         finally:
             pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return [""]
+    except pynvml.NVMLError as error:
+        return [] if error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND else [""]
 
 
 def open_reader(settings: Nvml, address: str) -> NvmlReader:

@@ -12,13 +12,13 @@ import pynvml
 
 from benchlab_otel.sources.reading import Reason, SourceError
 
-_INSTALL = (
+INSTALL = (
     "install NVIDIA's driver (`nvidia-smi` should list the GPU); in a container, start it with --gpus all "
     "and NVIDIA_DRIVER_CAPABILITIES=utility"
 )
 _LOOK = "`sudo dmesg | grep -i -e nvrm -e xid` tells why; reset the GPU (nvidia-smi --gpu-reset) or reboot"
 _FAILURES: dict[int, tuple[Reason, str]] = {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: ("absent", _INSTALL),
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: ("absent", INSTALL),
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: ("absent", "sudo modprobe nvidia (`nvidia-smi` tells more)"),
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
         "unknown",

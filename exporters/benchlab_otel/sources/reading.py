@@ -10,6 +10,8 @@ A source is one module of this package with two functions:
 - `open_reader(settings, address) -> Reader`: opens one and makes sure that it is what it should be,
   else SourceError.
 
+It may have `WHERE_NOTHING_IS`, what to do where `addresses` finds nothing and something should be there.
+
 `settings` is the source's own section of `config.Sources`. A further source is a module, a section
 there, and its name in `sources.NAMES`. One that can be controlled has `controlled` too, see `start`.
 """
