@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchlab_otel import Probe
 from benchlab_otel.otlp.client import OtlpClient
 from collector_stack import CONFIGS, Collector, clean_environment, free_ports, need_collector, running, total
@@ -120,10 +122,10 @@ def test_the_collector_takes_its_files_and_variables(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def _token(folder: Path) -> Path:
-    """A secret as deploy/example.env says: the token and nothing after it."""
+def _token(folder: Path, after: str = "") -> Path:
+    """A secret as deploy/example.env says: the token, and nothing after it but what an editor leaves."""
     file = folder / "forward_token"
-    file.write_text("s3cret")
+    file.write_bytes(b"s3cret" + after.encode())
     return file
 
 
@@ -150,9 +152,10 @@ def backend(received: list[str]) -> Iterator[str]:
             server.shutdown()
 
 
-def test_the_token_for_forwarding_comes_from_the_secrets_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", ["", "\n", "\r\n"], ids=repr)
+def test_the_token_for_forwarding_comes_from_the_secrets_file(after: str, tmp_path: Path) -> None:
     declared = services()["collector"]["environment"]["FORWARD_TOKEN"]
-    token = declared.replace("/run/secrets/forward_token", str(_token(tmp_path)))
+    token = declared.replace("/run/secrets/forward_token", str(_token(tmp_path, after)))
     received: list[str] = []
     with backend(received) as endpoint:
         collector = Collector(
