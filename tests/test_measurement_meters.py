@@ -11,6 +11,7 @@ from benchlab_otel.align.attribution import counters
 from benchlab_otel.align.attribution.attribute import Settings, attribute
 from benchlab_otel.align.attribution.compare import difference
 from benchlab_otel.align.attribution.identify import Activity, identify
+from benchlab_otel.align.attribution.meters import attribute_all
 from benchlab_otel.align.attribution.stream import Limits, State, advance, frame_rows, reading_rows
 from benchlab_otel.align.attribution.windows import Kernel
 from benchlab_otel.simulate.power import (
@@ -343,3 +344,20 @@ def test_a_simulated_run_is_ordinary_telemetry():
     assert names.count("frame") == len(truth.frames)
     assert names.count("sample") == len(readings)
     assert names.count("infer") == int(np.sum(truth.frames.stage == 1))
+
+
+# -- a meter with a clock of its own ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("offset_s", "explained"), [(0.0005, True), (0.008, False)])
+def test_the_clock_found_from_the_activity_is_held_against_round_trips(offset_s, explained):
+    meter = Meter(noise=0.2, round_trip_s=0.0005, clock_offset_s=offset_s, clock_known_s=0.001)
+    rng = np.random.default_rng(0)
+    stages = tuple(Stage(n, w, x, 0.35, 0.1) for (n, w), x in zip(WATTS, SERIAL, strict=True))
+    truth = simulate(Load(stages, duration_s=60.0), rng)
+    (result,) = attribute_all([truth.frames], [measure(truth, meter, rng)])
+    found = result.identification
+    assert found.found
+    assert abs(found.kernel.lag_s - offset_s) < 0.001
+    assert ("don't explain" not in found.clock) == explained
+    assert "± 1.2 ms" in found.clock  # what the readings say, and half of a round trip

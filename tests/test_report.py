@@ -272,7 +272,8 @@ def test_json_of_stages() -> None:
     }
     assert set(energy["conditioned"]) == {*("frames", "mean_j", "p50_j", "p95_j", "uncertainty_j", "truth")}
     assert set(energy["window"]) == {
-        *("shape", "lag_s", "width_s", "origin", "reason", "lag_uncertainty_s", "width_uncertainty_s")
+        *("shape", "lag_s", "width_s", "origin", "reason", "lag_uncertainty_s", "width_uncertainty_s"),
+        "clock",
     }
     assert set(energy["ledger"]) == {
         *("measured", "shares", "idle", "residual", "residual_uncertainty", "exact")

@@ -105,7 +105,8 @@ class Readings:
     int64 ns is the middle of request and response minus the meter's lag; `uncertainty` (n,)
     int64 ns is half that interval; `trace` (n, 2) and `span` (n,) name the sample span.
     `window_ns` is the meter's averaging width (0 = instantaneous, None = not known), `wrap_j` (J) where
-    a counter starts again at 0 (0 = it does not, so a fall is a reset).
+    a counter starts again at 0 (0 = it does not, so a fall is a reset). `clock_ns` is how well round
+    trips tell the offset of a meter's own clock (None = its times are the host's).
     """
 
     meter: str
@@ -118,6 +119,7 @@ class Readings:
     span: Uint
     window_ns: int | None = None
     wrap_j: float = 0.0
+    clock_ns: int | None = None
     simulated: bool = False
 
     def __len__(self) -> int:

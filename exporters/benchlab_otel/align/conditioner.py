@@ -93,7 +93,7 @@ def close_conditioner(state: Conditioner) -> list[Aligned]:
 def _stream(state: Conditioner, domain: Domain, series: Readings) -> Stream:
     meter, _ = domain
     lead = next((s.lead for (m, _), s in state.streams.items() if m == meter), domain)
-    declared = series.window_ns is not None or series.kind == "energy"
+    declared = (series.window_ns is not None or series.kind == "energy") and series.clock_ns is None
     return Stream(State(settings=Settings(find_kernel=lead == domain and not declared)), lead)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from benchlab_otel.align.columns import floats, integers, is_simulated, numbers, texts
 from benchlab_otel.contract import (
+    CLOCK_UNCERTAINTY,
     ENERGY_PREFIX,
     HW_ID,
     METER_LAG,
@@ -25,15 +26,28 @@ Key = tuple[str, str, Kind]  # meter, domain, what its values are
 _LONGEST_NS = 3_600_000_000_000  # no meter lags or averages by more than an hour
 
 
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """What each span (n,) says of its meter: ns, ns, J and ns; -1 (of `wrap` 0) where it says nothing."""
+
+    lag: Int
+    window: Int
+    wrap: NDArray[np.float64]
+    clock: Int
+
+
 def extract(spans: Spans) -> list[Readings]:
     """The readings in a block of spans, one entry for each meter, domain and kind, ascending in time."""
     if SAMPLE not in spans.names:
         return []
     is_sample = (spans.name == spans.names.index(SAMPLE)) & (spans.start > 0) & (spans.end >= spans.start)
     meter = texts(spans, HW_ID)
-    lag = integers(spans, METER_LAG, absent=0, limit=_LONGEST_NS)
-    window = integers(spans, METER_WINDOW, absent=-1, limit=_LONGEST_NS)
-    wrap = numbers(spans, METER_WRAP, absent=0.0)
+    declared = _Declared(
+        lag=integers(spans, METER_LAG, absent=0, limit=_LONGEST_NS),
+        window=integers(spans, METER_WINDOW, absent=-1, limit=_LONGEST_NS),
+        wrap=numbers(spans, METER_WRAP, absent=0.0),
+        clock=integers(spans, CLOCK_UNCERTAINTY, absent=-1, limit=_LONGEST_NS),
+    )
     found = []
     for key, column in spans.attributes.items():
         kind, domain = _domain(key)
@@ -44,7 +58,7 @@ def extract(spans: Spans) -> list[Readings]:
         rows, values = column.rows[usable], values[usable]
         for name in dict.fromkeys(meter[rows].tolist()):
             mine = meter[rows] == name
-            found.append(_series(spans, name, domain, kind, rows[mine], values[mine], lag, window, wrap))
+            found.append(_series(spans, name, domain, kind, rows[mine], values[mine], declared))
     return found
 
 
@@ -64,12 +78,10 @@ def _series(
     kind: Kind,
     rows: Int,
     values: NDArray[np.float64],
-    lag: Int,
-    window: Int,
-    wrap: NDArray[np.float64],
+    declared: _Declared,
 ) -> Readings:
     start, end = spans.start[rows], spans.end[rows]
-    time = start + (end - start) // 2 - lag[rows]
+    time = start + (end - start) // 2 - declared.lag[rows]
     order = np.argsort(time, kind="stable")
     rows = rows[order]
     return Readings(
@@ -81,10 +93,15 @@ def _series(
         value=values[order],
         trace=spans.trace[rows],
         span=spans.span[rows],
-        window_ns=int(window[rows[-1]]) if window[rows[-1]] >= 0 else None,
-        wrap_j=max(0.0, float(wrap[rows[-1]])),
+        window_ns=_known(declared.window[rows[-1]]),
+        wrap_j=max(0.0, float(declared.wrap[rows[-1]])),
+        clock_ns=_known(declared.clock[rows[-1]]),
         simulated=any(is_simulated(spans.resources[i]) for i in set(spans.resource[rows].tolist())),
     )
+
+
+def _known(value: int) -> int | None:
+    return int(value) if value >= 0 else None
 
 
 _COLUMNS = ("time", "uncertainty", "value", "trace", "span")
@@ -118,6 +135,7 @@ class Series:
             self._room,
             window_ns=new.window_ns,
             wrap_j=new.wrap_j,
+            clock_ns=new.clock_ns,
             simulated=known.simulated or new.simulated,
         )
         self.readings = slice_of(self._room, 0, size)
@@ -182,5 +200,6 @@ def _take(readings: Readings, rows: slice | Bool) -> Readings:
         span=readings.span[rows],
         window_ns=readings.window_ns,
         wrap_j=readings.wrap_j,
+        clock_ns=readings.clock_ns,
         simulated=readings.simulated,
     )

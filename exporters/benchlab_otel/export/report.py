@@ -113,6 +113,7 @@ class Window:
     reason: str = ""
     lag_uncertainty_s: float | None = None
     width_uncertainty_s: float | None = None
+    clock: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +389,7 @@ def _window(found: Attribution) -> Window:
         return Window(kernel.shape, kernel.lag_s, kernel.width_s, "not identifiable", identified.reason)
     width = _finite(identified.width_uncertainty_s)
     lag = _finite(identified.lag_uncertainty_s)
-    return Window(kernel.shape, kernel.lag_s, kernel.width_s, "found", "", lag, width)
+    return Window(kernel.shape, kernel.lag_s, kernel.width_s, "found", "", lag, width, identified.clock)
 
 
 def _finite(value: float) -> float | None:

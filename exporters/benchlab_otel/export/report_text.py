@@ -111,7 +111,8 @@ def window_words(energy: Energy) -> str:
     else:
         over = f"Mean over {width} ms" if window.width_s else "Instantaneous"
     late = f", {lag} ms late" if window.lag_s or window.origin == "found" else ""
-    return f"{over}{late} ({_origin(window)})"
+    clock = f"; {window.clock}" if window.clock else ""
+    return f"{over}{late} ({_origin(window)}){clock}"
 
 
 def _origin(window: Window) -> str:

@@ -87,7 +87,8 @@ class Meter:
     `phase` is the share of the period over which the polls are spread at random. Noise is Gaussian,
     or Student's t with `tails` degrees of freedom, of sd `noise` (W, or J for a counter). The value
     is taken at a uniformly random instant between request and response. `known` tells whether the
-    readings declare lag and width.
+    readings declare lag and width. A meter with a clock of its own, `clock_offset_s` ahead, knows it to
+    ± `clock_known_s`.
     """
 
     rate_hz: float = 20.0
@@ -107,6 +108,7 @@ class Meter:
     late_s: float = 0.02
     missed: float = 0.0
     clock_offset_s: float = 0.0
+    clock_known_s: float | None = None
     known: bool = True
     name: str = "meter0"
     domain: str = "system"
@@ -316,6 +318,7 @@ def measure(truth: Truth, meter: Meter, rng: np.random.Generator) -> Readings:
         span=nonzero(ids[kept, 2]),
         window_ns=round(meter.window_s * 1e9) if meter.known and meter.kind == "power" else None,
         wrap_j=meter.wrap_j if meter.known else 0.0,
+        clock_ns=None if meter.clock_known_s is None else round(meter.clock_known_s * 1e9),
         simulated=True,
     )
 
@@ -443,6 +446,8 @@ def _sample_batch(readings: Readings, meter: Meter, rows: Int) -> SpanBatch:
             attributes[contract.METER_WINDOW] = readings.window_ns
         if readings.wrap_j:
             attributes[contract.METER_WRAP] = readings.wrap_j
+    if readings.clock_ns is not None:
+        attributes[contract.CLOCK_UNCERTAINTY] = readings.clock_ns
     return SpanBatch(
         name=contract.SAMPLE,
         trace=readings.trace[rows],

@@ -21,7 +21,7 @@ from benchlab_otel.align.attribution import counters
 from benchlab_otel.align.attribution.block import Block, Sums, add_block, fitted_block
 from benchlab_otel.align.attribution.conserve import Ledger, is_covered, ledger, shares_of
 from benchlab_otel.align.attribution.fit import Variances
-from benchlab_otel.align.attribution.identify import Activity, Identification, identify
+from benchlab_otel.align.attribution.identify import Activity, Identification, beside_round_trips, identify
 from benchlab_otel.align.attribution.selfcheck import NORMAL_95, SelfCheck
 from benchlab_otel.align.attribution.windows import Kernel, Windows, rows_between, tile, windows
 from benchlab_otel.align.attribution.work import WHOLE_FRAME, Work, stages_of, work_of
@@ -135,6 +135,9 @@ def attribute_and_fit(
         stage = np.searchsorted(used, work.stage)
         activity = Activity(work.piece_begin, work.piece_end, stage, len(used))
         found = identify(clean, activity, kernel)
+        if readings.clock_ns is not None and len(readings):
+            allowed_s = (readings.clock_ns + float(np.median(readings.uncertainty))) * 1e-9
+            found = beside_round_trips(found, kernel, allowed_s)
         kernel = found.kernel
     rows = windows(clean, kernel)
     out = Attribution(

@@ -35,7 +35,8 @@ _SMALLEST = 1e-4  # s, width
 class Identification:
     """`kernel`: what to use. `found`: whether lag and width come from the readings; if not, `reason`
     tells why and the kernel is the configured one. Uncertainties (s) are 95 % half widths.
-    `shape_found`: whether boxcar or low-pass was told apart. `loglik_gain`: over the configured kernel."""
+    `shape_found`: whether boxcar or low-pass was told apart. `loglik_gain`: over the configured kernel.
+    `clock` says how the lag of a meter with a clock of its own agrees with its round trips."""
 
     kernel: Kernel
     found: bool
@@ -45,6 +46,7 @@ class Identification:
     shape_found: bool = False
     loglik_gain: float = float("nan")
     rivals: list[Kernel] = field(default_factory=list)
+    clock: str = ""
 
 
 @dataclass(slots=True)
@@ -119,6 +121,17 @@ def identify(
         shape_found=shape_found,
         loglik_gain=float(gain),
     )
+
+
+def beside_round_trips(found: Identification, configured: Kernel, allowed_s: float) -> Identification:
+    """What the found lag says of a meter's own clock, whose offset round trips tell to ± `allowed_s`."""
+    off, half = found.kernel.lag_s - configured.lag_s, found.lag_uncertainty_s
+    said = f"its clock is {1e3 * off:+.1f} ± {1e3 * half:.1f} ms off by the activity"
+    if abs(off) > np.hypot(half, allowed_s):
+        said += f", which round trips (± {1e3 * allowed_s:.1f} ms) don't explain"
+    else:
+        said += f", as round trips (± {1e3 * allowed_s:.1f} ms) allow"
+    return replace(found, clock=said) if found.found else found
 
 
 def _middle(readings: Clean, most: int) -> Clean:

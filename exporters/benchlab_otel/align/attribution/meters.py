@@ -29,7 +29,7 @@ def attribute_all(
             (r for r in readings if (r.meter, r.kind) == (meter, kind)), key=_tells_most, reverse=True
         )
         known = found.get((meter, kind))
-        if known is None and mine[0].window_ns is None:
+        if known is None and (mine[0].window_ns is None or mine[0].clock_ns is not None):
             lead = attribute(frames, mine[0], Settings(find_kernel=True))
             out[lead.meter, lead.domain] = lead
             mine, known = mine[1:], lead.identification
