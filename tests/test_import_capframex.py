@@ -121,11 +121,12 @@ def test_a_real_csv(tmp_path: Path) -> None:
             "TimeInSeconds: expected an array",
         ),
         (lambda text: text + "]", r"line 1: "),
+        (lambda text: text.replace("game", "\udcff"), "expected a CapFrameX capture"),  # no UTF-8
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, change: Any, expected: str) -> None:
     path = tmp_path / "c.json"
-    path.write_text(change(json.dumps(capture())))
+    path.write_text(change(json.dumps(capture())), errors="surrogateescape")
     with pytest.raises(UserError, match=expected) as caught:
         import_file(path)
     assert str(caught.value).startswith(f"{path}: ")

@@ -26,6 +26,7 @@ from benchlab_otel.model import COMPLETED, FAILED
 
 HINT = "BitNet's runtime telemetry: JSON lines with timestamp, component and event"
 _LATEST_S = 5e9
+_NOT_JSON = (msgspec.DecodeError, UnicodeError, RecursionError)
 _LONGEST_S = 86_400.0
 _RATE = re.compile(r"(prompt )?eval time =\s*([\d.]{1,20}) ms /\s*(\d{1,9}) (?:runs|tokens)")
 TOKENS_PER_SECOND, PROMPT_TOKENS_PER_SECOND = "runtime.tokens_per_second", "runtime.prompt_tokens_per_second"
@@ -94,7 +95,7 @@ def _lines(capture: Capture) -> Iterator[tuple[int, _Line]]:
                 continue
             try:
                 line = decode(text)
-            except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+            except _NOT_JSON:
                 capture.faults.add(number, "expected JSON with timestamp (s), component and event")
                 continue
             if 0 < line.timestamp < _LATEST_S:
@@ -160,7 +161,7 @@ def _text(raw: msgspec.Raw | None) -> str:
 def _decoded(raw: msgspec.Raw | None) -> Any:
     try:
         return None if raw is None else msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except _NOT_JSON:
         return None
 
 

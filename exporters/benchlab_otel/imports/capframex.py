@@ -43,6 +43,7 @@ HINT = "a CapFrameX capture: JSON with Info and Runs, or CSV with // lines above
 OURS = "OTel"
 _BLOCK = 20_000  # frames
 _LONGEST_MS = 3.6e6
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NOT_FINITE = re.compile(rb"(?<=[\[,:\s])-?(?:NaN|Infinity)(?=[\],}\s])")
 
 
@@ -134,7 +135,7 @@ def _read_json(capture: Capture) -> Iterator[Block | Samples]:
         text = _NOT_FINITE.sub(b"null", text)  # CapFrameX reads and writes them; JSON has none
     try:
         session = msgspec.json.decode(text, type=_Session)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _NOT_JSON as error:
         raise capture.error(_line_of(text, str(error)), f"{error}; expected {HINT}") from None
     comment = str(session.Info.get("Comment") or "")
     ours = any(run.PresentMonRuntime == OURS for run in session.Runs)
@@ -215,7 +216,7 @@ def _decoded(capture: Capture, raw: msgspec.Raw | None, type_: Any, dtype: Any, 
     try:
         values = msgspec.json.decode(raw, type=type_)
         return None if values is None else np.array(values, dtype)
-    except (msgspec.DecodeError, RecursionError, OverflowError) as error:
+    except (*_NOT_JSON, OverflowError) as error:
         raise capture.error(0, f"{where}: expected an array of numbers: {error}") from None
 
 
@@ -281,7 +282,7 @@ def _sensors(capture: Capture, raw: dict[str, msgspec.Raw], offset: float, where
 def _sensor(capture: Capture, text: msgspec.Raw, where: str) -> _Sensor | None:
     try:
         return msgspec.json.decode(text, type=_Sensor)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _NOT_JSON as error:
         capture.faults.add(where, f"expected a sensor with Name, Type and Values: {error}")
         return None
 
