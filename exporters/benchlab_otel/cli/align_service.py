@@ -7,8 +7,10 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from benchlab_otel.cli.embedded import ClockWatch, LiveAligner, host_port, own_resource, set_up_logging
+from benchlab_otel.cli.clock_watch import ClockWatch
 from benchlab_otel.cli.errors import Failure, UserError
+from benchlab_otel.cli.live import LiveAligner, own_resource
+from benchlab_otel.cli.options import host_port, set_up_logging
 from benchlab_otel.config import Settings
 from benchlab_otel.hub.grpc import GrpcServer
 from benchlab_otel.hub.http import HttpServer, otlp_app

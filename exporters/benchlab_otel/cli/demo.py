@@ -18,8 +18,9 @@ from benchlab_otel import Probe
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import open_session
 from benchlab_otel.cli import options
-from benchlab_otel.cli.embedded import Embedded, host_port, set_up_logging
+from benchlab_otel.cli.embedded import Embedded
 from benchlab_otel.cli.errors import Failure
+from benchlab_otel.cli.options import host_port, set_up_logging
 from benchlab_otel.cli.progress import progress
 from benchlab_otel.config import Settings
 from benchlab_otel.export import capframex, capframex_csv

@@ -12,8 +12,8 @@ import typer
 
 from benchlab_otel import sources
 from benchlab_otel.cli import options
-from benchlab_otel.cli.embedded import host_port, set_up_logging
 from benchlab_otel.cli.errors import Failure, UserError
+from benchlab_otel.cli.options import host_port, set_up_logging
 from benchlab_otel.hub.http import HttpServer
 from benchlab_otel.hub.metrics import MetricStore, metrics_app
 from benchlab_otel.otlp.client import OtlpClient

@@ -1,7 +1,9 @@
-"""Options that several commands share."""
+"""What several commands share: the configuration option, addresses, logging."""
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,3 +26,16 @@ def settings(config: Path | None) -> Settings:
         raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"{error.filename}: can't read the configuration: {error.strerror}") from None
+
+
+def host_port(address: str) -> tuple[str, int]:
+    """("127.0.0.1", 4317) of "127.0.0.1:4317"; the port was checked by the configuration."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def set_up_logging() -> None:
+    """Warnings of this process on stderr, one line each."""
+    logging.basicConfig(
+        level=os.environ.get("BENCHLAB_OTEL_LOG", "WARNING").upper(), format="benchlab-otel: %(message)s"
+    )

@@ -14,8 +14,9 @@ from typing import Annotated
 import typer
 
 from benchlab_otel.cli import options, report
-from benchlab_otel.cli.embedded import Embedded, set_up_logging
+from benchlab_otel.cli.embedded import Embedded
 from benchlab_otel.cli.errors import UserError
+from benchlab_otel.cli.options import set_up_logging
 from benchlab_otel.probe.environment import environment, follow
 
 context_settings = {"ignore_unknown_options": True}

@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from benchlab_otel.cli import options
-from benchlab_otel.cli.embedded import Embedded, set_up_logging
+from benchlab_otel.cli.embedded import Embedded
 from benchlab_otel.cli.errors import Failure
+from benchlab_otel.cli.options import set_up_logging
 
 
 def command(

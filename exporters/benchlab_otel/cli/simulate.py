@@ -14,8 +14,8 @@ import typer
 from benchlab_otel import Probe, sources
 from benchlab_otel.cli import options
 from benchlab_otel.cli.demo import FPS, LOAD, METER, PIPELINE
-from benchlab_otel.cli.embedded import set_up_logging
 from benchlab_otel.cli.errors import Failure, UserError
+from benchlab_otel.cli.options import set_up_logging
 from benchlab_otel.config import Settings
 from benchlab_otel.otlp.client import OtlpClient
 from benchlab_otel.simulate.device import Emulator
