@@ -42,7 +42,7 @@ def test_a_capture_ends_when_it_was_saved(tmp_path: Path) -> None:
     assert durations_ms(frames)[order].tolist() == [30.0, 15.0, 30.0]
     assert frames.outcome[order].tolist() == [0, 1, 0]
     assert stages(frames, int(order[0])) == {
-        "between_presents": (0, 10),
+        "presented": (0, 10),
         "present": (10, 11),
         "gpu": (11, 15),
         "display": (15, 30),
@@ -183,7 +183,7 @@ def test_our_presentmon_csv_comes_back_in_present_intervals(tmp_path: Path) -> N
     back = import_file(tmp_path / "p.csv")
     assert back.done.simulated
     frames = back.frames
-    mine = frames.stage == frames.stage_names.index("between_presents")
+    mine = frames.stage == frames.stage_names.index("presented")
     order = np.argsort(frames.number[frames.stage_frame[mine]])
     times = (frames.stage_end - frames.stage_begin)[mine][order]
     assert np.allclose(times, np.diff(run.frames.end), rtol=0, atol=100)

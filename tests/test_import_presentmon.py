@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchlab_otel.cli.errors import UserError
+from benchlab_otel.export.capframex import write_json
+from benchlab_otel.export.capframex_csv import write_csv
+from benchlab_otel.export.capframex_statistics import frame_times_of
 from foreign import V1, V2, V23, v1, v2
 from imported import START, START_NS, durations_ms, import_file, stages
 
@@ -27,7 +31,7 @@ def test_a_present_of_1x(tmp_path: Path) -> None:
     assert (frames.begin - START_NS).tolist() == [990_000_000, 1_000_000_000]
     assert durations_ms(frames).tolist() == [30.0, 35.0]
     assert stages(frames, 0) == {
-        "between_presents": (0, 10),
+        "presented": (0, 10),
         "present": (10, 11),
         "gpu": (10, 15),
         "display": (15, 30),
@@ -57,7 +61,7 @@ def test_a_frame_of_2x(tmp_path: Path, header: str, scale: float) -> None:
     rows = [v2(round(16 * i * scale, 4)) for i in range(1, 9)]
     frames = import_file(write(tmp_path / "a.csv", header, *rows), start=START).frames
     assert (frames.begin - START_NS).tolist() == [16_000_000 * i for i in range(1, 9)]
-    assert stages(frames, 3) == {"cpu": (0, 10), "wait": (10, 16), "gpu": (4, 16), "display": (16, 30)}
+    assert stages(frames, 3) == {"presented": (0, 10), "wait": (10, 16), "gpu": (4, 16), "display": (16, 30)}
 
 
 def test_a_frame_of_2x_that_was_not_displayed_is_dropped(tmp_path: Path) -> None:
@@ -140,3 +144,31 @@ def test_a_real_capture(tmp_path: Path) -> None:
     displayed = frames.outcome[order] == 0
     assert displayed.tolist() == [row["Dropped"] == "0" for row in rows]
     assert np.allclose(durations_ms(frames)[order][displayed], (between + shown)[displayed], atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+@pytest.mark.parametrize("name", ["presentmon-v1.csv", "capframex-with-header.csv"])
+def test_a_real_capture_becomes_the_same_capture(tmp_path: Path, name: str, suffix: str) -> None:
+    sample = SAMPLES / name
+    if not sample.is_file():
+        pytest.skip(f"{sample} is not there")
+    (tmp_path / name).write_bytes(sample.read_bytes())
+    run = import_file(tmp_path / name, start=START).runs[0]
+    with sample.open() as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("//")))
+    out = tmp_path / f"out.{suffix}"
+    columns = ("MsBetweenPresents", "MsInPresentAPI", "MsUntilRenderComplete", "MsUntilDisplayed", "Dropped")
+    if suffix == "json":
+        write_json(out, [run])
+        data = json.loads(out.read_text())["Runs"][0]["CaptureData"]
+    else:
+        write_csv(out, [run])
+        written = list(csv.DictReader(line for line in out.open() if not line.startswith("//")))
+        data = {column: [float(row[column]) for row in written] for column in columns}
+    original = {column: np.array([float(row[column]) for row in rows]) for column in columns}
+    original["MsUntilDisplayed"][original["Dropped"] == 1] = 0
+    for column, values in original.items():
+        # times in seconds have a digit less than the times between
+        assert np.allclose(data[column], values[1:], rtol=0, atol=0.0011), column
+    times = frame_times_of([run])
+    assert np.allclose(times, original["MsBetweenPresents"][1:], rtol=0, atol=0.0011)

@@ -19,6 +19,7 @@ PIPELINE_STAGE = "pipeline.stage"
 FRAME_NUMBER = "frame.number"
 FRAME_OUTCOME = "frame.outcome"
 FIRST_MARK = "frame.first_mark"  # name of the mark that a frame begins with
+PRESENTED = "presented"  # the mark where a game presents a frame, which is displayed later
 HW_ID, HW_TYPE = "hw.id", "hw.type"
 POWER_PREFIX, ENERGY_PREFIX = "hw.power.", "hw.energy."  # + domain; a domain has no dot in its name
 METER_LAG, METER_WINDOW, METER_WRAP = "meter.lag_ns", "meter.window_ns", "meter.wrap_j"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from benchlab_otel.contract import PRESENTED
 from benchlab_otel.model import Bool, Float, Frames, Int
 
 BEGIN = ".begin"
@@ -58,6 +59,16 @@ def latency(frames: Frames, pair: str) -> tuple[Float, Bool]:
     end, has_end = mark_times(frames, end_mark)
     both = has_begin & has_end
     return np.where(both, end - begin, 0) / 1e9, both
+
+
+def frame_moments(frames: Frames) -> Int:
+    """(n,) int64 ns between which frame times are counted: where each frame was `presented`, as games'
+    are, or its end where not all frames have that mark."""
+    if PRESENTED in frames.stage_names:
+        times, present = mark_times(frames, PRESENTED)
+        if present.all():
+            return times
+    return frames.end
 
 
 def stage_time(frames: Frames, stage: str) -> tuple[Float, Bool]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchlab_otel.align.marks import latency, stage_time
+from benchlab_otel.align.marks import frame_moments, latency, stage_time
+from benchlab_otel.contract import PRESENTED
 from benchlab_otel.export.output import Array, Lazy
+from benchlab_otel.export.recording import in_order
 from benchlab_otel.model import COMPLETED, OUTCOMES, Bool, Float, Frames, Run
 
 
@@ -35,7 +37,8 @@ class Capture:
 def captures(runs: Sequence[Run], options: Options) -> Iterator[Capture]:
     """The runs in turn; TimeInSeconds goes on from one to the next."""
     start = 0.0
-    for run in runs:
+    for unordered in runs:
+        run = in_order(unordered, frame_moments(unordered.frames))
         frames = run.frames
         if len(frames) < 2:
             raise ValueError(
@@ -43,7 +46,8 @@ def captures(runs: Sequence[Run], options: Options) -> Iterator[Capture]:
                 " since a frame time is the time between two of them"
             )
         yield Capture(run, start, _columns(frames, start, options))
-        start += (int(frames.end[-1]) - int(frames.end[0])) / 1e9
+        moments = frame_moments(frames)
+        start += (int(moments[-1]) - int(moments[0])) / 1e9
 
 
 def _columns(frames: Frames, start: float, options: Options) -> dict[str, Lazy]:
@@ -57,6 +61,7 @@ def _columns(frames: Frames, start: float, options: Options) -> dict[str, Lazy]:
     for pair in options.pairs:
         latency(frames, pair)  # an unknown mark is found before anything is written
     rows = len(frames) - 1
+    moments = frame_moments(frames)
     host = [s for s in frames.stage_names if s not in options.accelerators]
 
     def zeros() -> Array:
@@ -65,9 +70,9 @@ def _columns(frames: Frames, start: float, options: Options) -> dict[str, Lazy]:
     def no_mode() -> Array:
         return np.zeros(rows, np.int64)
 
-    return {
-        "TimeInSeconds": lambda: np.round((frames.end[1:] - frames.end[0]) / 1e9 + start, 7),
-        "MsBetweenPresents": lambda: np.round(np.diff(frames.end) / 1e6, 4),
+    columns: dict[str, Lazy] = {
+        "TimeInSeconds": lambda: np.round((moments[1:] - moments[0]) / 1e9 + start, 7),
+        "MsBetweenPresents": lambda: np.round(np.diff(moments) / 1e6, 4),
         "MsInPresentAPI": lambda: _ms(_last_stage(frames)[0]),
         "MsBetweenDisplayChange": lambda: np.round(_between_completed(frames) / 1e6, 4),
         "MsUntilRenderComplete": zeros,
@@ -82,6 +87,26 @@ def _columns(frames: Frames, start: float, options: Options) -> dict[str, Lazy]:
         "GpuActive": lambda: _ms(_time_in(frames, options.accelerators)),
         "CpuActive": lambda: _ms(_time_in(frames, host)),
     }
+    return columns if moments is frames.end else columns | _of_presents(frames, options)
+
+
+def _of_presents(frames: Frames, options: Options) -> dict[str, Lazy]:
+    """What is known better of a game's frames, whose stages are those of `imports.presentmon`."""
+
+    def since_present(mark: str) -> Lazy:
+        return lambda: _ms(np.where(completed(frames), latency(frames, f"{PRESENTED}:{mark}")[0], 0))
+
+    def time_in(stage: str) -> Lazy:
+        return lambda: _ms(stage_time(frames, stage)[0])
+
+    columns = {"MsUntilDisplayed": since_present("frame")}
+    if "present" in frames.stage_names:
+        columns["MsInPresentAPI"] = time_in("present")
+    if "gpu" in frames.stage_names:
+        columns["MsUntilRenderComplete"] = lambda: _ms(latency(frames, f"{PRESENTED}:gpu")[0])
+        if not options.accelerators:
+            columns |= {"GpuActive": time_in("gpu"), "CpuActive": time_in(PRESENTED)}
+    return columns
 
 
 def _ms(seconds: Float) -> Float:
@@ -99,7 +124,7 @@ def _between_completed(frames: Frames) -> Float:
     out = np.zeros(len(frames))
     done = np.flatnonzero(completed(frames))
     if len(done):
-        out[done] = np.diff(frames.end[done], prepend=frames.end[0])
+        out[done] = np.maximum(np.diff(frames.end[done], prepend=frames.end[0]), 0)
     return out[1:]
 
 

@@ -45,7 +45,7 @@ _START = {"Application": "", "ProcessID": "0", "SwapChainAddress": "0x0"}
 _TIMES = {
     "Dropped": "Dropped", "TimeInSeconds": "TimeInSeconds", "MsBetweenPresents": "MsBetweenPresents",
     "MsBetweenDisplayChange": "MsBetweenDisplayChange", "MsInPresentAPI": "MsInPresentAPI",
-    "MsUntilRenderComplete": "0", "MsUntilDisplayed": "MsUntilDisplayed",
+    "MsUntilRenderComplete": "MsUntilRenderComplete", "MsUntilDisplayed": "MsUntilDisplayed",
 }  # fmt: skip
 # header: column of CaptureData, or a constant
 CAPFRAMEX = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchlab_otel.align.marks import latency, stage_time
+from benchlab_otel.align.marks import frame_moments, latency, stage_time
 from benchlab_otel.export.capframex_columns import Options
 from benchlab_otel.export.output import Array
 from benchlab_otel.model import Bool, Float, FrameEnergy, Readings, Run
@@ -99,7 +99,8 @@ def sensor_rows(sensors: Sequence[Sensor], completed: Bool) -> tuple[Array, list
 
 def sensor_data(run: Run, start: float, rows: Array, kept: Sequence[Sensor]) -> dict[str, Any]:
     """SensorData2: the kept sensors at the frames `rows`, whose times begin at `start` s."""
-    times = np.round((run.frames.end[rows] - run.frames.end[0]) / 1e9 + start, 7)
+    moments = frame_moments(run.frames)
+    times = np.round((moments[rows] - moments[0]) / 1e9 + start, 7)
     between = np.round(np.diff(times, prepend=start), 7)
     data: dict[str, Any] = {
         name: {"Name": name, "Type": "Time", "Values": values}
@@ -123,15 +124,16 @@ def meter(run: Run) -> dict[str, Any]:
     packages = {r.domain for r in run.readings if r.domain.startswith("package-")}
     cpu = ["cpu", *packages] if len(packages) == 1 else ["cpu"]
     slots = {"PmdGpuPower": ["gpu"], "PmdCpuPower": cpu, "PmdSystemPower": ["system"]}
+    moments = frame_moments(run.frames)
     chosen: dict[str, tuple[Float, Float]] = {}
     for slot, domains in slots.items():
         found = [r for d in domains for r in run.readings if r.domain == d and len(r) > 2]
         if found:
-            chosen[slot] = _power(found[0], int(run.frames.end[0]))
+            chosen[slot] = _power(found[0], int(moments[0]))
     if not chosen:
         return {"SampleTime": 0, **dict.fromkeys(slots)}
     step = max(1, round(min(float(np.median(np.diff(t))) for t, _ in chosen.values()) * 1e3))
-    length = (int(run.frames.end[-1]) - int(run.frames.end[0])) / 1e9
+    length = (int(moments[-1]) - int(moments[0])) / 1e9
     grid = np.arange(0, length, step / 1e3)
     arrays = {slot: _on_grid(grid, *chosen[slot]) if slot in chosen else None for slot in slots}
     return {"SampleTime": step, **arrays}

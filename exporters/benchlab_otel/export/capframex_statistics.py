@@ -11,6 +11,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 
+from benchlab_otel.align.marks import frame_moments
 from benchlab_otel.model import Float, Run
 
 ADAPTIVE_WINDOW = 500.0  # sum of fps values that the moving average of the deviation reaches back over
@@ -39,9 +40,9 @@ class Statistics:
 
 
 def frame_times_of(runs: Sequence[Run]) -> Float:
-    """(n,) ms between the ends of frames, of all runs; those of frames that end together have no rate
-    and are left out."""
-    times = np.concatenate([np.diff(run.frames.end) / 1e6 for run in runs])
+    """(n,) ms between frames (`marks.frame_moments`), of all runs; those of frames at one moment have no
+    rate and are left out."""
+    times = np.concatenate([np.diff(np.sort(frame_moments(run.frames))) / 1e6 for run in runs])
     return times[times > 0]
 
 

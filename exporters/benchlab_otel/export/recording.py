@@ -19,7 +19,7 @@ from benchlab_otel.align.segments import Segment, add_to_segment, finish_segment
 from benchlab_otel.archive.reader import read_spans
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session
-from benchlab_otel.model import FrameEnergy, Frames, Readings, Run, Spans
+from benchlab_otel.model import FrameEnergy, Frames, Int, Readings, Run, Spans
 
 Array = NDArray[Any]
 
@@ -108,7 +108,8 @@ def _collected(state: Aligner, blocks: Iterator[Aligned]) -> list[Run]:
         key = (block.frames.service, block.frames.pipeline)
         growing.setdefault(key, _Growing(block.frames)).add(block)
     readings = list(state.readings.values())
-    return [_in_order(run.finish(readings)) for run in growing.values()]
+    runs = [run.finish(readings) for run in growing.values()]
+    return [in_order(run, run.frames.end) for run in runs]  # one that arrived very late is in a later block
 
 
 def session_spans(
@@ -236,12 +237,12 @@ class _Growing:
         return Run(frames, readings, energies)
 
 
-def _in_order(run: Run) -> Run:
-    """Frames by their end: a frame that arrived very late stands in a later block."""
+def in_order(run: Run, time: Int) -> Run:
+    """The frames by a time (n,) of each."""
     frames = run.frames
-    if (np.diff(frames.end) >= 0).all():
+    if (np.diff(time) >= 0).all():
         return run
-    order = np.argsort(frames.end, kind="stable")
+    order = np.argsort(time, kind="stable")
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     owner = rank[frames.stage_frame]

@@ -7,14 +7,14 @@ A frame that was not displayed is `dropped`: `Dropped` in 1.x, DisplayLatency NA
 
 | Stage | 1.x | 2.x |
 |---|---|---|
-| `between_presents` | TimeInSeconds - MsBetweenPresents to TimeInSeconds: its length is the frame time | - |
-| `cpu` | - | CPUStartTime, for CPUBusy |
-| `wait` | - | from there on, for CPUWait; `cpu` and `wait` together are the frame time |
+| `presented` | TimeInSeconds - MsBetweenPresents to TimeInSeconds: its length is the frame time | CPUStartTime, for CPUBusy |
+| `wait` | - | from there on, for CPUWait; `presented` and `wait` together are the frame time |
 | `present` | TimeInSeconds, for MsInPresentAPI | - |
 | `gpu` | from MsUntilRenderStart, else from MsUntilRenderComplete - msGPUActive, else from TimeInSeconds, to MsUntilRenderComplete | from GPULatency, for GPUTime |
 | `display` | MsUntilRenderComplete to MsUntilDisplayed | end of `gpu` to DisplayLatency |
 
-Each application and swap chain is a pipeline of its own. Columns are found by name; 2.x has had them
+Captures made of these frames, and `report --capframex`, count frame times between the marks `presented`,
+as CapFrameX does. Each application and swap chain is a pipeline of its own. Columns are found by name; 2.x has had them
 with and without `Ms`. CPUStartTime is in ms, in some releases in s: told apart by FrameTime.
 Source: README-ConsoleApplication.md of PresentMon 2.3, README.md of 1.9.2.
 """  # noqa: E501 - a table
@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
+from benchlab_otel.contract import PRESENTED
 from benchlab_otel.imports import table
 from benchlab_otel.imports.capture import Block, Capture, Stage, ns, ns_of_seconds, stage
 from benchlab_otel.imports.table import MILLISECONDS, SECONDS, Rows
@@ -148,7 +149,7 @@ def frames_of_presents(p: Presents) -> Block:
     gpu_start = at + ns(_known(np.where(_known(p.render_start) > 0, p.render_start, active)))
     end = np.where(has_display, shown, np.where(has_gpu, done, returned))
     stages = [
-        *stage("between_presents", p.between > 0, begin, at),
+        *stage(PRESENTED, p.between >= 0, begin, at),
         *stage("present", _known(p.in_present) > 0, at, np.minimum(returned, end)),
         *stage("gpu", has_gpu, np.maximum(gpu_start, begin), done),
         *stage("display", has_gpu & has_display, done, shown),
@@ -237,7 +238,7 @@ def _of_2x(capture: Capture, rows: Rows, scale: float) -> Block | None:
     not_shown = ~has_display if "displaylatency" in rows else np.zeros(len(begin), np.bool_)
     end = np.where(has_display, shown, np.where(has_gpu, np.maximum(gpu_done, cpu_done), waited))
     stages: list[Stage] = [
-        *stage("cpu", _known(busy) > 0, begin, cpu_done),
+        *stage(PRESENTED, busy >= 0, begin, cpu_done),
         *stage("wait", (_known(wait) > 0) & (waited <= end), cpu_done, waited),
         *stage("gpu", has_gpu, gpu_start, gpu_done),
         *stage("display", has_gpu & has_display, gpu_done, shown),
