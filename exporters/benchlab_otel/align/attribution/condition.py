@@ -146,6 +146,8 @@ def energies(posterior: Posterior, wanted: Wanted) -> tuple[Float, Float]:
     if wanted.lo is not None and wanted.hi is not None and wanted.weight is not None:
         mean = mean + base_integral(posterior, wanted.lo, wanted.hi, wanted.weight)
     count = wanted.seconds.shape[0]
+    if count <= _CHUNK:
+        return mean, _variance(posterior, wanted)
     variance = np.empty(count)
     for first in range(0, count, _CHUNK):
         part = slice(first, min(first + _CHUNK, count))
