@@ -113,6 +113,7 @@ def test_quotes_do_not_swallow_lines(tmp_path: Path) -> None:
             "line 1: expected the columns timeinseconds, between",
         ),
         ("Application,CPUStartQPCTime,FrameTime\n", "expected the columns cpustarttime"),
+        ("Application,CPUStartDateTime,FrameTime\n", "record without --qpc_time and --date_time"),
         (V1 + "\n", "no frame in it"),
         (V1 + "\n" + v1(1.0).replace("1.0,", "x,", 1) + "\n", "line 2: expected"),
     ],

@@ -47,7 +47,8 @@ def detect(head: bytes) -> bool:
 def is_header(line: str) -> bool:
     """Whether a line is the header of the table."""
     names = {column_name(cell) for cell in line.split(",")}
-    return "application" in names and bool(names & {"timeinseconds", "cpustarttime", "cpustartqpctime"})
+    timed = "timeinseconds" in names or any(name.startswith("cpustart") for name in names)
+    return "application" in names and timed
 
 
 def column_name(cell: str) -> str:
@@ -66,7 +67,9 @@ def check_columns(capture: Capture, found: table.Table) -> None:
     """Raises FormatError where a table lacks columns that frames need."""
     needed = _NEEDED_1X if "timeinseconds" in found.columns else _NEEDED_2X
     if missing := [name for name in needed if name not in found.columns]:
-        raise capture.error(found.header_line, f"expected the columns {', '.join(needed)}; no {missing[0]}")
+        hint = " (record without --qpc_time and --date_time)" if missing[0] == "cpustarttime" else ""
+        problem = f"expected the columns {', '.join(needed)}; no {missing[0]}{hint}"
+        raise capture.error(found.header_line, problem)
 
 
 def frames_of(capture: Capture, blocks: Iterable[Rows]) -> Iterator[Block]:
