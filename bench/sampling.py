@@ -203,8 +203,10 @@ def emulator() -> Iterator[str]:
     command = [sys.executable, "-c", program, "emulate", "--seed", "1", "--watts", "EPS1=80"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
-        yield process.stdout.readline().strip()
-        process.terminate()
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
 
 
 def nvml(folder: Path) -> list[str]:
