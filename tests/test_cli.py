@@ -76,6 +76,7 @@ except SystemExit:
 def test_help_of_each_command_has_an_example(name: str) -> None:
     arguments = (name, "show") if name in ("config", "sessions") else (name,)
     shown = run(*arguments, "--help").stdout
+    assert max(map(len, shown.splitlines())) <= 80, "examples that are wrapped can't be pasted"
     examples = [line for line in shown.splitlines() if "Usage:" not in line]
     assert any(f"benchlab-otel {' '.join(arguments)}" in line for line in examples)
 

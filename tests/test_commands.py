@@ -334,7 +334,7 @@ def test_the_aligner_as_a_service(place: Place, device: str) -> None:
 
 def test_demo_of_three_seconds(place: Place) -> None:
     """Everything that comes out of it says that it is simulated."""
-    done = place.run("demo", "--seconds", "3")
+    done = place.run("demo", "--for", "3")
     folder = place.state / "benchlab-otel" / "sessions" / place.sessions()[-1]
     assert str(folder) in done.stdout
     assert "simulated" in done.stdout.lower()

@@ -26,10 +26,10 @@ COMMANDS = {  # name: (module, help in one line)
     "sessions": ("sessions", "What was recorded: list, show, rm, export, import, prune."),
     "note": ("note", "A note at this moment of what is being recorded."),
     "replay": ("replay", "A session sent once more, so that dashboards show an old run."),
-    "import": ("import_", "Foreign logs into the archive format."),
+    "import": ("import_", "Captures and logs of other programs, as a session."),
     "emulate": ("emulate", "A BENCHLAB device on a pty, for trying and for tests."),
     "devices": ("devices", "The devices and counters that can be read here."),
-    "device": ("device", "A BENCHLAB's name, fans, lights and calibration, read and written."),
+    "device": ("device", "A BENCHLAB's name, fans, lights and calibration."),
     "doctor": ("doctor", "What is not readable here, and the exact fix."),
     "simulate": ("simulate", "The demo's emulated meter and workload, for a Collector."),
     "demo": ("demo", "All of it in 20 s, without hardware, beside the known truth."),
@@ -61,7 +61,11 @@ def main() -> None:
 def _app(chosen: str | None) -> typer.Typer:
     """The app with all commands; only the chosen one is imported, so that --help is fast."""
     app = typer.Typer(
-        add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, epilog=EXIT_CODES
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        epilog=EXIT_CODES,
     )
     app.callback()(_global_options)
     for name, (module, summary) in COMMANDS.items():

@@ -24,7 +24,7 @@ from benchlab_otel.otlp.encode import resource_of
 def command(
     files: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FILES]...", help="Sessions or OTLP files; none: run as a service."),
+        typer.Argument(metavar="FILE", help="Sessions or OTLP files; none: run as a service."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the energy spans go (framed OTLP).")
@@ -36,7 +36,7 @@ def command(
     \b
     Examples:
       benchlab-otel align latest --out energy.otlp
-      benchlab-otel align traces.jsonl traces-2026-11-22T14-26-52.513-size.jsonl --out energy.otlp
+      benchlab-otel align traces.jsonl traces-*.jsonl --out energy.otlp
       OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4328 benchlab-otel align
     """
     settings = options.settings(config)

@@ -27,7 +27,8 @@ EXCEEDED, UNKNOWN = 3, 1  # exit codes
 
 def command(
     session: Annotated[
-        list[str], typer.Argument(metavar="A B [C...]", help="Sessions; the others are compared with A.")
+        list[str],
+        typer.Argument(metavar="SESSION", help="Two or more; the others are compared with the first."),
     ],
     fail_if: Annotated[
         list[str] | None,

@@ -26,11 +26,11 @@ def show(
     config: options.ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON: key → value, origin, variable.")] = False,
 ) -> None:
-    """Print every key, its value in force, and whether a file, a variable or the default sets it.
+    """Print every key, its value in force, and what sets it.
 
     \b
     Example:
-      BENCHLAB_OTEL_SOURCES__BENCHLAB__RATE_HZ=50 benchlab-otel config show
+      BENCHLAB_OTEL_HUB__METRICS=127.0.0.1:9200 benchlab-otel config show
     """
     options.settings(config)  # so that a mistake is reported the same way as by every command
     values = configuration.resolve(config)

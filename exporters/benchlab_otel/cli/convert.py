@@ -49,9 +49,9 @@ Accelerators = Annotated[
 
 def command(
     session: Annotated[
-        list[str], typer.Argument(metavar="SESSION...", help="Sessions; each becomes a run of the capture.")
+        list[str], typer.Argument(metavar="SESSION", help="Each becomes a run of the capture.")
     ],
-    to: Annotated[Format, typer.Option("--to", help="The format.")],
+    to: Annotated[Format, typer.Option("--to", metavar="FORMAT", help="One of those above.")],
     out: Annotated[
         Path | None, typer.Option(metavar="PATH", help="A file, or a folder; default: below this one.")
     ] = None,

@@ -48,8 +48,10 @@ PAGES = {
 
 
 def command(
-    seconds: Annotated[float, typer.Option(min=1, help="How long the workload runs.")] = 20.0,
-    stay: Annotated[bool, typer.Option(help="Keep /metrics up afterwards, until ctrl-C.")] = False,
+    seconds: Annotated[
+        float, typer.Option("--for", metavar="SECONDS", min=1, help="How long the workload runs.")
+    ] = 20.0,
+    stay: Annotated[bool, typer.Option("--stay", help="Keep /metrics up afterwards, until ctrl-C.")] = False,
     config: options.ConfigFile = None,
 ) -> None:
     """Run a real pipeline beside an emulated power meter, and show its joules beside the truth.
@@ -57,7 +59,7 @@ def command(
     \b
     Examples:
       benchlab-otel demo
-      benchlab-otel demo --seconds 60 --stay
+      benchlab-otel demo --for 60 --stay
     """
     set_up_logging()
     truth = Truth(LOAD)

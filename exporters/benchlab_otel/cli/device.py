@@ -64,7 +64,7 @@ def fan(
     number: Annotated[int, typer.Argument(metavar="FAN", min=1, max=9, help="Which fan, from 1.")],
     change: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FIELD=VALUE]...", help="What to change (default: nothing)."),
+        typer.Argument(metavar="FIELD=VALUE", help="What to change (default: nothing)."),
     ] = None,
     profile: Annotated[int, typer.Option(min=0, max=2, help="Which profile.")] = 0,
     port: PortOption = None,
@@ -76,7 +76,7 @@ def fan(
     Examples:
       benchlab-otel device fan 1
       benchlab-otel device fan 1 FanMode=fixed FixedDuty=60
-      benchlab-otel device fan 2 FanMode=temp_control TempSource=ts1 Temp=300,700 Duty=20,100
+      benchlab-otel device fan 2 FanMode=temp_control TempSource=ts1
     """
     with _opened(port, config) as (settings, _):
         enums = {"FanMode": "FAN_MODE", "TempSource": "TEMP_SRC", "FanStop": "FAN_STOP"}
@@ -91,7 +91,7 @@ def fan(
 def rgb(
     change: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FIELD=VALUE]...", help="What to change (default: nothing)."),
+        typer.Argument(metavar="FIELD=VALUE", help="What to change (default: nothing)."),
     ] = None,
     profile: Annotated[int, typer.Option(min=0, max=1, help="0 for work, 1 for play.")] = 0,
     port: PortOption = None,
@@ -122,7 +122,9 @@ def calibration(
     port: PortOption = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Print the coefficients in force as JSON: offset, and gain offset in 1/4096, of each channel.
+    """Print the calibration in force as JSON.
+
+    Of each channel the offset, and the gain's offset in 1/4096.
 
     \b
     Examples:
@@ -151,7 +153,10 @@ def store(port: PortOption = None, config: options.ConfigFile = None) -> None:
 
 @command.command()
 def restore(port: PortOption = None, config: options.ConfigFile = None) -> None:
-    """Back to the name, fans and lights that are kept, as after a killed `run` with control."""
+    """Back to the name, fans and lights that are kept.
+
+    For after a `run` with control that was killed.
+    """
     with _opened(port, config) as (settings, _):
         settings.restore()
 
@@ -172,7 +177,10 @@ def bootloader(
     port: PortOption = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Start the device's bootloader: it measures nothing until it is plugged in again or flashed."""
+    """Start the device's bootloader; that ends measuring.
+
+    Until it is plugged in again or flashed.
+    """
     _restart(
         wire.BOOTLOADER, "ends measuring until the device is plugged in again", destructive, port, config
     )

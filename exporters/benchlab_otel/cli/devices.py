@@ -19,7 +19,9 @@ from benchlab_otel.sources.reading import SourceError
 
 
 def command(
-    source: Annotated[list[str] | None, typer.Argument(help="Only these sources (default: all).")] = None,
+    source: Annotated[
+        list[str] | None, typer.Argument(metavar="SOURCE", help="Only these sources (default: all).")
+    ] = None,
     config: options.ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="As a JSON list.")] = False,
 ) -> None:

@@ -29,7 +29,8 @@ _CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container
 
 def command(
     source: Annotated[
-        list[str] | None, typer.Argument(help="Only these sources (default: those that are enabled).")
+        list[str] | None,
+        typer.Argument(metavar="SOURCE", help="Only these sources (default: those that are enabled)."),
     ] = None,
     config: options.ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,

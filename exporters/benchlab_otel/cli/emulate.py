@@ -39,30 +39,49 @@ class Fault(StrEnum):
 
 def command(
     product: Annotated[Product, typer.Option(help="Which device.")] = Product.original,
-    firmware: Annotated[int | None, typer.Option(help="Firmware version (default: the newest).")] = None,
+    firmware: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Firmware version (default: the newest).")
+    ] = None,
     watts: Annotated[
         list[str] | None,
         typer.Option(metavar="RAIL=W", help=f"Power of a rail (default: {' '.join(DEFAULT_WATTS)})."),
     ] = None,
     noise: Annotated[
-        float, typer.Option(min=0, help="Noise of each reading, standard deviation in W.")
+        float, typer.Option(metavar="W", min=0, help="Noise of each reading, standard deviation.")
     ] = 0.0,
-    width_ms: Annotated[float, typer.Option(min=0, help="The meter averages over this time.")] = 0.0,
-    lag_ms: Annotated[float, typer.Option(min=0, help="The meter reports the past by this much.")] = 0.0,
-    delay_ms: Annotated[float, typer.Option(min=0, help="Time from request to answer.")] = 0.0,
-    jitter_ms: Annotated[float, typer.Option(min=0, help="Up to this much more, at random.")] = 0.0,
-    fault: Annotated[Fault | None, typer.Option(help="Goes wrong in this way, again and again.")] = None,
-    fault_every: Annotated[float, typer.Option(min=0.1, help="Seconds from one fault to the next.")] = 10.0,
-    fault_for: Annotated[float, typer.Option(min=0.1, help="Seconds that each fault lasts.")] = 2.0,
-    path: Annotated[Path | None, typer.Option(help="Where the port appears (default: a new folder).")] = None,
-    seed: Annotated[int | None, typer.Option(help="For the same noise and device id each time.")] = None,
+    width_ms: Annotated[
+        float, typer.Option(metavar="MS", min=0, help="The meter averages over this time.")
+    ] = 0.0,
+    lag_ms: Annotated[
+        float, typer.Option(metavar="MS", min=0, help="The meter reports the past by this much.")
+    ] = 0.0,
+    delay_ms: Annotated[float, typer.Option(metavar="MS", min=0, help="Time from request to answer.")] = 0.0,
+    jitter_ms: Annotated[
+        float, typer.Option(metavar="MS", min=0, help="Up to this much more, at random.")
+    ] = 0.0,
+    fault: Annotated[
+        Fault | None,
+        typer.Option(metavar="FAULT", help=f"Goes wrong in this way, again and again: {', '.join(Fault)}."),
+    ] = None,
+    fault_every: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="From one fault to the next.")
+    ] = 10.0,
+    fault_for: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="How long each fault lasts.")
+    ] = 2.0,
+    path: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where the port appears (default: a new folder).")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="For the same noise and device id each time.")
+    ] = None,
 ) -> None:
     """A BENCHLAB device on a pty; prints its path and runs until ctrl-C.
 
     \b
     Examples:
-      benchlab-otel emulate --product benchlab2 --watts EPS1=80 --watts HPWR1=240 --noise 0.5
-      benchlab-otel emulate --path /tmp/ttyBENCHLAB --fault unplug --fault-every 20
+      benchlab-otel emulate --product benchlab2 --watts EPS1=80 --watts HPWR1=240
+      benchlab-otel emulate --path /tmp/ttyBENCHLAB --fault unplug
     """
     meter = Meter(lag_ms / 1e3, width_ms / 1e3, noise, delay_ms / 1e3, jitter_ms / 1e3)
     try:

@@ -42,7 +42,9 @@ class Outputs:
 
 
 def command(
-    source: Annotated[list[str], typer.Argument(help=f"Any of {', '.join(sources.NAMES)}.")],
+    source: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help=f"Any of {', '.join(sources.NAMES)}.")
+    ],
     otlp: Annotated[
         str | None,
         typer.Option(

@@ -25,7 +25,7 @@ def command(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             help="Captures and logs; docs/import.md has a table of the formats.",
         ),
     ],
@@ -36,18 +36,21 @@ def command(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the pipeline instead of the file's.")
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the pipeline instead of the file's.")
     ] = None,
     start: Annotated[
         datetime | None,
         typer.Option(
             "--start",
+            metavar="TIME",
             formats=_TIMES,
             help="Time (local, or with +00:00) of the file's time 0, when recording started. Without it: what"
             " the file says, else its time of change for its last line.",
         ),
     ] = None,
-    session_id: Annotated[str | None, typer.Option("--session", help="Id of the session to make.")] = None,
+    session_id: Annotated[
+        str | None, typer.Option("--session", metavar="ID", help="Id of the session to make.")
+    ] = None,
     into: Annotated[
         str | None,
         typer.Option("--into", metavar="SESSION", help="Add to this session, which measured meanwhile."),

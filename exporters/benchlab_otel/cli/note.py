@@ -18,7 +18,9 @@ from benchlab_otel.timebase import anchor
 
 
 def command(
-    text: Annotated[str | None, typer.Argument(help="What to note (default: bookmark N).")] = None,
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="What to note (default: bookmark N).")
+    ] = None,
     session: Annotated[
         str | None, typer.Option(metavar="SESSION", help="Instead of the newest that is being recorded.")
     ] = None,

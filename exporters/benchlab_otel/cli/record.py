@@ -23,7 +23,7 @@ context_settings = {"ignore_unknown_options": True}
 
 
 def command(
-    argument: Annotated[list[str], typer.Argument(metavar="CMD [ARG]...", help="The command, after --.")],
+    argument: Annotated[list[str], typer.Argument(metavar="CMD", help="The command, after --.")],
     source: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only these sources (default: sources.enabled).")
     ] = None,
@@ -37,7 +37,7 @@ def command(
 
     \b
     Examples:
-      benchlab-otel record -- gst-launch-1.0 videotestsrc num-buffers=600 ! jpegenc ! fakesink
+      benchlab-otel record -- gst-launch-1.0 videotestsrc num-buffers=9 ! fakesink
       benchlab-otel record --name cam0 -- python pipeline.py
 
     The exit code is the command's own.

@@ -39,7 +39,10 @@ def command(
         ),
     ] = None,
     speed: Annotated[
-        float, typer.Option(min=0.001, help="How many times as fast as it was; inf: without a pause.")
+        float,
+        typer.Option(
+            metavar="TIMES", min=0.001, help="How many times as fast as it was; inf: without a pause."
+        ),
     ] = 1.0,
     times: Annotated[
         Literal["now", "kept"], typer.Option(help="now: moved so that the run ends as the replay does.")
@@ -62,8 +65,8 @@ def command(
     \b
     Examples:
       benchlab-otel replay latest --to http://localhost:4318
-      benchlab-otel replay 20261001T12 --to http://localhost:4317 --speed 10 --align
-      benchlab-otel replay traces.jsonl --to http://tempo:4318 --speed inf --times kept
+      benchlab-otel replay 20261001T12 --speed 10 --align
+      benchlab-otel replay traces.jsonl --to http://tempo:4318 --times kept
     """
     settings = options.settings(config)
     found = find(session, settings.session.data_dir)

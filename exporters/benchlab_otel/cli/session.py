@@ -20,7 +20,7 @@ from benchlab_otel.model import Run
 Reference = Annotated[
     str,
     typer.Argument(
-        metavar="[SESSION]", help="Id or its beginning, a session's folder, an OTLP file, or latest."
+        metavar="SESSION", help="Id or its beginning, a session's folder, an OTLP file, or latest."
     ),
 ]
 

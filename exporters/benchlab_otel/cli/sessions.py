@@ -47,7 +47,7 @@ def list_(as_json: AsJson = False, config: options.ConfigFile = None) -> None:
 
     \b
     Example:
-      benchlab-otel sessions list --json | jq '.[] | select(.simulated | not) | .id'
+      benchlab-otel sessions list --json | jq '.[] | select(.running) | .id'
     """
     data_dir = options.settings(config).session.data_dir
     rows = [_summary(data_dir / "sessions" / name) for name in session_ids(data_dir)]
@@ -135,7 +135,7 @@ def show(
     as_json: AsJson = False,
     config: options.ConfigFile = None,
 ) -> None:
-    """What is known of a session: what ran, devices, settings, clock, notes, files and their size.
+    """What is known of a session: devices, settings, notes, files.
 
     \b
     Examples:
@@ -217,7 +217,7 @@ def _since(created: str | None, note: Note) -> str:
 
 @command.command()
 def rm(
-    sessions: Annotated[list[str], typer.Argument(metavar="SESSION...", help="Ids or their beginnings.")],
+    sessions: Annotated[list[str], typer.Argument(metavar="SESSION", help="Ids or their beginnings.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     config: options.ConfigFile = None,
 ) -> None:
@@ -249,7 +249,7 @@ def export_(
     ] = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Write a session into one checksummed file, to be kept or imported elsewhere.
+    """Write a session into one checksummed file, for elsewhere.
 
     \b
     Example:
@@ -267,10 +267,10 @@ def export_(
 
 @command.command("import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What `sessions export` wrote.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="What `sessions export` wrote.")],
     config: options.ConfigFile = None,
 ) -> None:
-    """Take in exported sessions, each whole, unchanged and under its own id, or not at all.
+    """Take in exported sessions, each whole under its own id.
 
     \b
     Example:
@@ -296,17 +296,19 @@ def import_(
 @command.command()
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    raw_days: Annotated[float | None, typer.Option(min=0, help="Instead of retention.raw_days.")] = None,
+    raw_days: Annotated[
+        float | None, typer.Option(metavar="DAYS", min=0, help="Instead of retention.raw_days.")
+    ] = None,
     aligned_days: Annotated[
-        float | None, typer.Option(min=0, help="Instead of retention.aligned_days.")
+        float | None, typer.Option(metavar="DAYS", min=0, help="Instead of retention.aligned_days.")
     ] = None,
     max_gib: Annotated[
-        float | None, typer.Option(min=0, help="Instead of retention.max_gib (0: no limit).")
+        float | None, typer.Option(metavar="GIB", min=0, help="Instead of retention.max_gib (0: no limit).")
     ] = None,
     as_json: AsJson = False,
     config: options.ConfigFile = None,
 ) -> None:
-    """Remove what is older or larger than retention allows; never what is being recorded.
+    """Remove what retention does not keep; never what is being recorded.
 
     Without its raw data (samples, metrics) a session keeps frames, stages, energy of each frame and notes.
 

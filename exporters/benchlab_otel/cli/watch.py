@@ -21,7 +21,7 @@ LEDGER = ".benchlab-otel-converted"  # in the folder: a line `FORMAT SESSION` fo
 
 
 def command(
-    to: Annotated[Format, typer.Option("--to", help="The format, as for convert.")],
+    to: Annotated[Format, typer.Option("--to", metavar="FORMAT", help="The format, as for convert.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where captures go; made if need be.")],
     pair: Pairs = None,
     accelerator: Accelerators = None,
