@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy, StageFigure
 from benchlab_otel.align.attribution.work import WHOLE_FRAME
@@ -248,7 +248,10 @@ def _of_stage(frames: Frames, energy: PipelineEnergy, stage: StageFigure) -> Fig
     estimate = _of_frames(value[owner], half[owner]) if len(owner) else nothing("no frame has a figure")
     if np.isfinite(estimate.value):
         estimate = replace(estimate, value=stage.joules)
-    return Figure("J", estimate, stage.joules_uncertainty / NORMAL_95)
+    bound = stage.joules_uncertainty
+    if not np.isfinite(bound) and len(half):
+        bound = float(half.mean())  # no mean is off by more than its frames are on average
+    return Figure("J", estimate, bound / NORMAL_95)
 
 
 def _by_frame(frame: Int, values: Float) -> tuple[Int, Float]:
@@ -278,8 +281,8 @@ def change(name: str, before: Figure, after: Figure) -> Change:
     difference = b.value - a.value
     lost = sum(v**2 / max(f, 1) for v, f in parts)
     freedom = variance**2 / lost if lost > 0 else np.inf  # Welch & Satterthwaite
-    reach = float(student.ppf(1 - LEVEL / 2, freedom))
-    sure = difference == 0 if variance == 0 else 2 * student.sf(abs(difference) / np.sqrt(variance), freedom)
+    reach = float(stdtrit(freedom, 1 - LEVEL / 2))
+    sure = difference == 0 if variance == 0 else 2 * stdtr(freedom, -abs(difference) / np.sqrt(variance))
     halves = [reach * float(np.hypot(f.estimate.error, f.shared)) for f in (before, after)]
     relative, relative_half = _relative(a.value, b.value, *halves)
     return replace(

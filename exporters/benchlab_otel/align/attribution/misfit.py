@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import uniform_filter1d
 
 from benchlab_otel.align.attribution.condition import Posterior, Wanted, base_power
 from benchlab_otel.align.attribution.overlap import overlap
@@ -78,9 +77,15 @@ def slow_base(posterior: Posterior, at: Float) -> Float:
     rows = posterior.design.rows
     middle = (rows.lo + rows.hi) / 2
     base = base_power(posterior, middle)
-    near, far = (2 * max(least, round(s / rows.period)) + 1 for least, s in (_NEAR, _FAR))
-    means = [uniform_filter1d(base, min(span, len(base)), mode="nearest") for span in (near, far)]
-    return np.interp(at, middle, (far * means[1] - near * means[0]) / (far - near))
+    near, far = (max(least, round(s / rows.period)) for least, s in (_NEAR, _FAR))
+    around = _running_sum(base, far) - _running_sum(base, near)
+    return np.interp(at, middle, around / (2 * (far - near)))
+
+
+def _running_sum(values: Float, half: int) -> Float:
+    """(n,): the sum of each value and `half` ones on both sides; the first and last one go on for ever."""
+    sums = np.cumsum(np.append(0.0, np.pad(values, half, mode="edge")))
+    return sums[2 * half + 1 :] - sums[: -2 * half - 1]
 
 
 def misfit(posterior: Posterior, begin: Float, end: Float, stage: Int, names: list[str]) -> Misfit | None:
