@@ -139,6 +139,8 @@ def test_config_show_says_where_values_come_from(tmp_path: Path) -> None:
         "variable": "BENCHLAB_OTEL_SOURCES__BENCHLAB__RATE_HZ",
     }
     assert re.search(r"hub\.http +\"127\.0\.0\.1:4318\" +default", run("config", "show").stdout)
+    narrow = run("config", "show", COLUMNS="80").stdout
+    assert all(f"{key} " in narrow for key in found), "keys are whole at 80 columns"
 
 
 def test_a_mistake_in_the_configuration_ends_any_command_with_2(tmp_path: Path) -> None:

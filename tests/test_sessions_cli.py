@@ -57,6 +57,7 @@ def test_a_session_from_recording_to_removal(place: Place, tmp_path: Path) -> No
     assert sum(shown["files"].values()) == shown["bytes"]
     text = place.run("sessions", "show").stdout
     assert re.search(r" [+-]\d+\.\d{3} s  it begins", text)
+    assert str(data_dir(place) / "sessions" / name) in re.sub(r"\s", "", text), "not cut off"
     out = tmp_path / "a.tar"
     place.run("sessions", "export", "--out", out)
     assert "removed" in place.run("sessions", "rm", name, "--yes").stdout

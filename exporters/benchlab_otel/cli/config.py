@@ -43,7 +43,7 @@ def show(
         return
     table = Table(box=None, pad_edge=False)
     for column in ("Key", "Value", "From"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "Key")
     for key, v in values.items():
         table.add_row(key, _text(v.value), v.origin)
     Console(highlight=False).print(table)

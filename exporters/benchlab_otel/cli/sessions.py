@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shlex
 import shutil
+import textwrap
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchlab_otel.archive import bundle, retention
 from benchlab_otel.archive.manifest import MANIFEST, read_manifest
@@ -92,15 +93,21 @@ def _what(row: dict[str, Any]) -> str:
         "recording": row["running"],
         "SIMULATED": row["simulated"],
         "raw data removed": row["raw_removed"],
-        f"{row['notes']} notes": row["notes"],
+        f"{row['notes']} note{'s' * (row['notes'] != 1)}": row["notes"],
         "manifest unreadable": row["created"] is None,
     }
-    return ", ".join([*(mark for mark, given in marks.items() if given), shlex.join(row["command"])[:60]])
+    return ", ".join([*(mark for mark, given in marks.items() if given), _ran(row["command"])])
+
+
+def _ran(command: list[str]) -> str:
+    """The command's begin, the program without its folder."""
+    program, *arguments = command or [""]
+    return textwrap.shorten(shlex.join([Path(program).name, *arguments]), 60, placeholder=" …")
 
 
 def _local(moment: str | None) -> str:
     parsed = _parsed(moment)
-    return f"{parsed.astimezone():%Y-%m-%d %H:%M:%S}" if parsed else "?"
+    return f"{parsed.astimezone():%Y-%m-%d %H:%M}" if parsed else "?"
 
 
 def _parsed(moment: str | None) -> datetime | None:
@@ -121,7 +128,8 @@ def _length(row: dict[str, Any]) -> str:
 
 
 def _size(size: int) -> str:
-    return f"{size / (1 << 20):,.1f} MiB" if size >= 1 << 20 else f"{size / (1 << 10):,.1f} KiB"
+    unit, bits = next(u for u in (("GiB", 30), ("MiB", 20), ("KiB", 10)) if size >> u[1] or u[1] == 10)
+    return f"{size / (1 << bits):,.1f} {unit}"
 
 
 def _print_json(value: Any) -> None:
@@ -181,7 +189,7 @@ def _count_spans(session: Session, faults: list[Fault]) -> dict[str, int]:
 
 def _print_details(shown: dict[str, Any], notes: list[Note]) -> None:
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = Table("key", Column("value", overflow="fold"), box=None, pad_edge=False, show_header=False)
     for key, value in shown.items():
         if key in ("settings", "marks", "devices") or value in (None, [], {}, ""):
             continue
@@ -200,6 +208,8 @@ def _print_details(shown: dict[str, Any], notes: list[Note]) -> None:
 
 
 def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "not set" if value is None else str(value).lower()
     if isinstance(value, dict):
         return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in value.items())
     if isinstance(value, list):
@@ -337,7 +347,7 @@ def prune(
             what = "raw data of " if removal.what == "raw" else ""
             print(f"{'would remove' if dry_run else 'removed'} {what}{removal.path.name}: {removal.reason}")
         freed = sum(r.size for r in removals) if dry_run else before - after
-        print(f"{'up to ' if dry_run else ''}{_size(freed)} {'would be free' if dry_run else 'freed'}")
+        print(f"{'up to ' if dry_run else ''}{_size(freed)} {'would be freed' if dry_run else 'freed'}")
     if faults:
         raise Failure("\n".join(map(str, faults)))
 
