@@ -64,6 +64,13 @@ def test_environment_over_file_over_default(tmp_path: Path, monkeypatch: pytest.
     assert origins["hub.http"] == "default"
 
 
+def test_a_list_with_brackets_in_a_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `config show` writes it, a port would else be called `["/dev/a"]`."""
+    monkeypatch.setenv("BENCHLAB_OTEL_SOURCES__BENCHLAB__PORTS", '["/dev/a"]')
+    with pytest.raises(ConfigError, match=r"PORTS: sources.benchlab.ports: write a list as a,b without"):
+        load()
+
+
 def test_every_key_can_be_set_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = {
         "Path": "/x",

@@ -391,6 +391,9 @@ def _from_environment(types: Mapping[str, Any], problems: list[str]) -> dict[str
             continue
         is_list = get_origin(types[key]) is tuple
         raw = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        if is_list and text.lstrip().startswith("["):
+            problems.append(f"${name}: {key}: write a list as a,b without brackets, not {text!r}")
+            continue
         try:
             values[key] = Value(_convert(raw, types[key], strict=False), f"${name}")
         except msgspec.ValidationError as error:
