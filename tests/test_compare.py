@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +268,15 @@ def test_the_command_refuses_in_words(tmp_path: Path) -> None:
 def test_markdown_keeps_names_as_they_are() -> None:
     named = compared(0.1, True, figure="energy.gpu.my_stage|*x*")
     assert "my\\_stage\\|\\*x\\*" in markdown([named])
+
+
+def test_an_unknown_figure_squeezes_no_other_in_the_picture(tmp_path: Path) -> None:
+    """Scale: all that changed is whole within the axes, whatever ±1,000 % is beside it."""
+    known = [compared(x, True).changes[0] for x in (0.02, 0.05, -0.03)]
+    wild = replace(known[0], relative=1.0, relative_uncertainty=10.0, changed=False)
+    reach = compare_plot.reach([*known, wild])
+    assert 5 < reach < 100
+    assert compare_plot.reach([replace(wild, changed=True)]) > 1100
 
 
 def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:

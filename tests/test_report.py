@@ -369,6 +369,7 @@ def test_figures_are_rounded_to_their_uncertainty() -> None:
     assert plus_minus(12345.6, 1480.2) == "12346 ± 1480"
     assert plus_minus(None, None) == plus_minus(float("nan"), 1.0) == ""
     assert plus_minus(2.0, None) == "2.000"
+    assert plus_minus(-0.2, 14.0) == "0 ± 14"
     assert (number(1020.4, 3), number(0.0, 3), number(-0.01234, 2)) == ("1020", "0", "-0.012")
 
 

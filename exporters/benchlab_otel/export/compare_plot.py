@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,8 +41,16 @@ def _draw(axes: Axes, comparison: Comparison, changes: Sequence[Change]) -> None
         colour = CHANGED if change.changed else UNCHANGED
         axes.errorbar(100 * (change.relative or 0.0), row, xerr=half, fmt="o", ms=4, color=colour, capsize=2)
     axes.axvline(0, color="black", lw=0.8)
+    edge = reach(changes)
+    axes.set_xlim(-edge, edge)
     axes.set_yticks(range(len(changes)), [c.figure for c in changes], size=8)
     axes.invert_yaxis()
-    axes.set_xlabel("change, % ± 95 % (red: beyond chance)", size=8)
+    axes.set_xlabel("change, % ± 95 % (red: beyond chance; wider intervals leave the picture)", size=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.3)
+
+
+def reach(changes: Sequence[Change]) -> float:
+    """Half the axis, %: all that changed, but a figure of which nothing is known squeezes no other."""
+    ends = [(100 * (abs(c.relative or 0.0) + (c.relative_uncertainty or 0.0)), c.changed) for c in changes]
+    return 1.05 * max(3 * median(end for end, _ in ends), 1.0, *(end for end, changed in ends if changed))

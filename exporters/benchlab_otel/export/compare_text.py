@@ -100,7 +100,7 @@ def _unit(change: Change) -> tuple[str, float]:
 
 
 def _signed(text: str) -> str:
-    return text if not text or text.startswith(("-", "0 ")) or text == "0" else f"+{text}"
+    return f"+{text}" if text and float(text.partition(" ")[0]) > 0 else text
 
 
 def _probability(p: float) -> str:

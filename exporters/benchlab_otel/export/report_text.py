@@ -82,7 +82,7 @@ def plus_minus(value: float | None, half: float | None, scale: float = 1.0) -> s
         return number(value * scale, 4)
     half *= scale
     decimals = max(0, 1 - floor(log10(half)))
-    return f"{value * scale:.{decimals}f} ± {half:.{decimals}f}"
+    return f"{value * scale:z.{decimals}f} ± {half:.{decimals}f}"
 
 
 def unit_of(largest_j: float) -> tuple[str, float]:
@@ -217,7 +217,7 @@ def _stage_tables(energies: Sequence[Energy]) -> Iterator[Table]:
         return plus_minus(s.watts, s.watts_uncertainty), number(s.true_watts, 4)
 
     def joules(s: StageEnergy) -> tuple[str, str]:
-        share = "" if s.share is None else f"{s.share:.0%}"
+        share = "" if s.share is None else f"{s.share:z.0%}"
         return plus_minus(s.joules, s.joules_uncertainty, scale), (
             number(s.true_joules * scale, 4) if s.true_joules is not None else share
         )
