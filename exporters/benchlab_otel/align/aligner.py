@@ -68,6 +68,14 @@ class Aligner:
 
 def align(state: Aligner, spans: Spans) -> list[Aligned]:
     """Takes in a block of spans (its times are shifted in place); returns the frames that are done."""
+    state.waiting += take_in(state, spans)
+    out = _ready(state, covered_until(state))
+    _forget(state)
+    return out
+
+
+def take_in(state: Aligner, spans: Spans) -> list[Frames]:
+    """Takes in a block's readings; returns the frames that are complete, which are yet without energy."""
     ours = to_time_base(state.clock, spans)
     for new in extract(spans):
         key = (new.meter, new.domain, new.kind)
@@ -75,10 +83,7 @@ def align(state: Aligner, spans: Spans) -> list[Aligned]:
             state.series[key].append(new)
         else:
             state.series[key] = Series(new)
-    state.waiting += assemble(state.assembly, spans, ours)
-    out = _ready(state, covered_until(state))
-    _forget(state)
-    return out
+    return assemble(state.assembly, spans, ours)
 
 
 def close(state: Aligner) -> list[Aligned]:

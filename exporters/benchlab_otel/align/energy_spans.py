@@ -21,15 +21,16 @@ def encode_energy(aligned: Aligned, resource: Resource) -> bytes:
     """The energy spans of the frames that have any energy, as one trace request; b"" if none has."""
     frames = aligned.frames
     has = np.zeros(len(frames), np.bool_)
-    for energy in aligned.energy:
-        has |= np.isfinite(energy.energy)
+    figures: list[FrameEnergy | PipelineEnergy] = [*aligned.energy, *filter(None, aligned.conditioned)]
+    for one in figures:
+        has |= np.isfinite(one.energy)
     rows = np.flatnonzero(has)
     if not len(rows):
         return b""
     attributes: dict[str, Attribute] = {}
     conditioned = aligned.conditioned or [None] * len(aligned.energy)
-    for domain, energy, figures in zip(aligned.domains, aligned.energy, conditioned, strict=True):
-        _describe(attributes, domain, energy, figures, frames, rows)
+    for domain, energy, better in zip(aligned.domains, aligned.energy, conditioned, strict=True):
+        _describe(attributes, domain, energy, better, frames, rows)
     count, trace, span = _links(aligned, rows)
     batch = SpanBatch(
         name=ENERGY,
@@ -71,6 +72,7 @@ def _describe(
         _describe_stages(attributes, domain, figures, frames, rows)
     attributes[f"energy.{domain}_j"] = _known(joules)
     attributes[f"energy.{domain}_uncertainty_j"] = _known(half)
+    attributes[f"energy.{domain}.meter"] = energy.meter
     attributes[f"energy.{domain}.method"] = Strings(method, METHODS)
     seconds = (frames.end[rows] - frames.begin[rows]) / 1e9
     watts = np.divide(joules, seconds, out=np.full(len(rows), np.nan), where=seconds > 0)

@@ -62,6 +62,7 @@ class Session:
     traces: list[Path]
     energy: list[Path]
     running: bool = False
+    recorded: bool = False  # the frames' joules are those in `energy`: not aligned again
 
 
 def new_id(moment: datetime | None = None) -> str:
@@ -345,7 +346,9 @@ def _at(path: Path) -> Session:
         return Session(path, None, files, [])
     manifest = read_manifest(manifest_path)
     traces = _present(path, [TRACES]) + imported_files(path)
-    return Session(path, manifest, traces, _present(path, [ENERGY]), is_running(path))
+    energy = _present(path, [ENERGY])
+    recorded = manifest is not None and manifest.raw_removed is not None and bool(energy)
+    return Session(path, manifest, traces, energy, is_running(path), recorded)
 
 
 def imported_files(path: Path) -> list[Path]:

@@ -147,7 +147,10 @@ def explain(recording: Recording, i: int, row: int) -> Explained:
         seconds=(int(frames.end[row]) - int(frames.begin[row])) / 1e9,
         stages=list(_stages(frames, told, row)),
         domains=[_domain(run, a, energy, row) for a, energy in told],
-        meters=[_samples(run, meter, told, row) for meter in dict.fromkeys(r.meter for r in run.readings)],
+        meters=[
+            _samples(run, meter, told, row)
+            for meter in dict.fromkeys(r.meter for r in run.readings if len(r))
+        ],
     )
 
 

@@ -59,7 +59,8 @@ def of_run(recording: Recording, i: int) -> list[tuple[Attribution, PipelineEner
     return [(a, a.pipelines[i]) for a in recording.attributions]
 
 
-def _conditioned_of(block: Aligned) -> Iterator[FrameEnergy]:
+def conditioned_of(block: Aligned) -> Iterator[FrameEnergy]:
+    """The conditioned energies of the block's domains that have any."""
     for series, energy in zip(block.readings, block.conditioned, strict=False):  # [] where there is none
         if energy is not None:
             yield _conditioned(series, energy)
@@ -86,7 +87,7 @@ def load_runs(
     What could not be read is noted in `faults`. Raises OSError where a file can't be opened.
     """
     state = Aligner(keep_ns=FOREVER_NS)
-    return _collected(state, align_session(state, session, faults, progress))
+    return collected(state, align_session(state, session, faults, progress))
 
 
 def load_conditioned_runs(
@@ -98,16 +99,18 @@ def load_conditioned_runs(
     session of one segment are those of `load`.
     """
     state = Aligner(keep_ns=FOREVER_NS)
-    return _collected(state, conditioned_session(state, session, faults, progress))
+    return collected(state, conditioned_session(state, session, faults, progress))
 
 
-def _collected(state: Aligner, blocks: Iterator[Aligned]) -> list[Run]:
+def collected(state: Aligner, blocks: Iterator[Aligned]) -> list[Run]:
     """The blocks by pipeline, with all the readings that the aligner then has."""
     growing: dict[tuple[str, str], _Growing] = {}
+    told: dict[tuple[str, str], Readings] = {}  # what was measured by samples that are gone
     for block in blocks:
         key = (block.frames.service, block.frames.pipeline)
         growing.setdefault(key, _Growing(block.frames)).add(block)
-    readings = list(state.readings.values())
+        told |= {(r.meter, r.domain): r for r in block.readings if not len(r)}
+    readings = list((told | state.readings).values())
     runs = [run.finish(readings) for run in growing.values()]
     return [in_order(run, run.frames.end) for run in runs]  # one that arrived very late is in a later block
 
@@ -207,7 +210,7 @@ class _Growing:
             self._frames[name].add(getattr(frames, name))
         self._frames["stage"].add(np.array(codes, np.int32)[frames.stage])
         self._frames["stage_frame"].add(frames.stage_frame + self._count)
-        for energy in (*block.energy, *_conditioned_of(block)):
+        for energy in (*block.energy, *conditioned_of(block)):
             self._add_energy(energy)
         self._count += len(frames)
         self._simulated |= frames.simulated

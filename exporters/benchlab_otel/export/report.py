@@ -21,6 +21,10 @@ from benchlab_otel.align.attribution.selfcheck import SelfCheck
 from benchlab_otel.align.marks import latency, stage_time
 from benchlab_otel.model import COMPLETED, OUTCOMES, Float, Frames, Int, Readings, Run
 
+AS_RECORDED = (
+    "joules as they were recorded, since the samples are gone: no ± of means over frames, and no base,"
+    " window, ledger or self-check"
+)
 SCHEMA = 2  # of the JSON; a new number where a field's name or meaning changes
 
 
@@ -210,7 +214,7 @@ def make_report(
         stages=list(_stages(frames, float(duration.sum()))),
         pairs=list(_pairs(frames, pairs)),
         energy=[e for e in domains if e.coverage > 0],
-        comparisons=list(_comparisons(run.readings)),
+        comparisons=list(_comparisons([r for r in run.readings if len(r)])),
         simulated=_simulated(run),
         unresolved=list(_unresolved(run, domains, duration[completed])),
     )
@@ -329,7 +333,7 @@ def _domain(
         base_uncertainty_w=_finite(found.base_uncertainty) if found else None,
         in_flight_w=float(best.energy[covered].sum()) / seconds if best and seconds > 0 else None,
         idle_w=_idle_watts(run.frames, readings),
-        window=_window(found) if found else None,
+        window=_window(found) if found and len(readings) else None,
         ledger=found.ledger if found else None,
         check=found.check if found else None,
         reason=found.reason if found else "",
@@ -447,6 +451,8 @@ def _of_domain(domain: Energy, frames: int, durations: Float) -> Iterator[str]:
     if best is None:
         yield f"no joules: none of its {domain.readings} readings lie around a frame"
         return
+    if not domain.readings:
+        yield AS_RECORDED
     if best.frames < frames:
         missing = frames - best.frames
         yield f"{missing} of {frames} frames lie outside its readings or in a gap of them"

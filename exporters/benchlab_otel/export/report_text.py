@@ -223,8 +223,11 @@ def _stage_tables(energies: Sequence[Energy]) -> Iterator[Table]:
         )
 
     known = any(s.true_watts is not None for e in energies for s in e.stages)
-    base: dict[str, Pair] = {"base": lambda e: (plus_minus(e.base_w, e.base_uncertainty_w), "")}
-    yield from _by_column("Watts", "true", energies, _stage_rows(labels, watts) | base)
+    rows = _stage_rows(labels, watts)
+    if any(e.base_w is not None for e in energies):
+        rows["base"] = lambda e: (plus_minus(e.base_w, e.base_uncertainty_w), "")
+    if rows:
+        yield from _by_column("Watts", "true", energies, rows)
     if labels:
         beside = "true" if known else "share"
         yield from _by_column(f"{unit} a frame", beside, energies, _stage_rows(labels, joules))

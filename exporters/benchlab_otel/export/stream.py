@@ -17,6 +17,7 @@ from benchlab_otel.align.segments import (
 )
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session
+from benchlab_otel.export.recorded import recorded_session
 from benchlab_otel.export.recording import FOREVER_NS, session_spans
 from benchlab_otel.model import Readings
 
@@ -32,13 +33,14 @@ def stream(
     """Blocks of frames, each with interpolated and conditioned energies, and the readings of each domain.
 
     Every frame comes once; so does every reading, but for those that come more than SETTLED_NS after
-    later ones. Blocks of frames come a segment at a time, so readings are ahead of them. Use each block
-    before the next: the aligner goes on with it. Where a `pipeline` is named only its frames come. What
-    could not be read is noted in `faults`. Raises OSError where a file can't be opened and, at the end,
-    ValueError where there is no such pipeline.
+    later ones. Blocks of frames come a segment at a time, so readings are ahead of them; of a session
+    that is `recorded` they have the energies of then. Use each block before the next: the aligner goes
+    on with it. Where a `pipeline` is named only its frames come. What could not be read is noted in
+    `faults`. Raises OSError where a file can't be opened and, at the end, ValueError where there is no
+    such pipeline.
     """
     seen: dict[str, None] = {}
-    for part in _all(session, faults, progress):
+    for part in (_recorded if session.recorded else _aligned)(session, faults, progress):
         if isinstance(part, Readings):
             yield part
             continue
@@ -49,7 +51,7 @@ def stream(
         raise ValueError(f"no pipeline {pipeline!r} in it; there is {', '.join(sorted(seen)) or 'none'}")
 
 
-def _all(
+def _aligned(
     session: Session, faults: list[Fault], progress: Callable[[int], None] | None
 ) -> Iterator[Aligned | Readings]:
     state, segment = Aligner(keep_ns=FOREVER_NS), Segment()  # a block of spans may be longer than a segment
@@ -61,6 +63,18 @@ def _all(
         forget_readings(state, segment)
     yield from add_to_segment(segment, state, close(state))
     yield from finish_segment(segment, state)
+    yield from _settled(state, told, np.iinfo(np.int64).max)
+
+
+def _recorded(
+    session: Session, faults: list[Fault], progress: Callable[[int], None] | None
+) -> Iterator[Aligned | Readings]:
+    state = Aligner()
+    told: dict[tuple[str, str], int] = {}
+    for block in recorded_session(state, session, faults, progress):
+        yield from _settled(state, told, state.assembly.watermark - SETTLED_NS)
+        forget_readings(state, Segment())
+        yield block
     yield from _settled(state, told, np.iinfo(np.int64).max)
 
 
