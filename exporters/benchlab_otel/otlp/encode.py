@@ -287,7 +287,7 @@ def _fill(
 
 def _put_u64(out: NDArray[np.uint8], offset: int, values: NDArray[np.generic], dtype: str) -> None:
     """Writes 8 (or, for (m, 2) values, 16) bytes of each row at `offset`."""
-    raw = np.ascontiguousarray(values).astype(dtype).view(np.uint8).reshape(len(out), -1)
+    raw = values.astype(dtype, order="C").view(np.uint8).reshape(len(out), -1)
     out[:, offset : offset + raw.shape[1]] = raw
 
 

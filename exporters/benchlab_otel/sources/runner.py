@@ -75,8 +75,8 @@ class Runner:
         self._resource_of = resource_of
         self._resource = resource_of(None)
         self._flush_s, self._metrics_s = flush_s, metrics_s
-        self._trace = np.array([random64(), random64()], np.uint64)
-        self._root = random64()
+        self._trace = np.array([[random64(), random64()]], np.uint64)
+        self._root = np.array([random64()], np.uint64)
         self._replies: list[Reply] = []  # not yet decoded
         self._latest: Batch | None = None  # not yet told as metrics
         self._told: dict[Series, Point] = {}  # what the metrics show now
@@ -206,11 +206,11 @@ class Runner:
         n = len(batch.start_ns)
         return SpanBatch(
             contract.SAMPLE,
-            trace=np.broadcast_to(self._trace, (n, 2)),
+            trace=self._trace.repeat(n, axis=0),
             span=nonzero(np.frombuffer(os.urandom(8 * n), np.uint64)),
             start=batch.start_ns,
             end=batch.end_ns,
-            parent=np.full(n, self._root, np.uint64),
+            parent=self._root.repeat(n),
             attributes={contract.HW_ID: device.hw_id, contract.HW_TYPE: device.hw_type, **device.attributes},
             table=table,
         )
@@ -218,8 +218,8 @@ class Runner:
     def _session_span(self) -> SpanBatch:
         return SpanBatch(
             contract.SESSION,
-            trace=self._trace[None],
-            span=np.array([self._root], np.uint64),
+            trace=self._trace,
+            span=self._root,
             start=np.array([self._started_ns], np.int64),
             end=np.array([anchor().now_ns()], np.int64),
         )
