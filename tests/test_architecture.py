@@ -5,6 +5,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from benchlab_otel.sources import NAMES
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "exporters" / "benchlab_otel"
 
@@ -31,6 +33,16 @@ def test_every_part_of_the_package_has_a_layer():
 
 def test_the_page_names_every_part():
     page = (ROOT / "docs" / "architecture.md").read_text()
-    table = page.split("## Folders")[1].split("## Where")[0]
+    table = page.split("## Parts of the package")[1].split("## Where")[0]
     for part in parts():
         assert f"`{part}/`" in table or f"`{part}.py`" in table, part
+
+
+def test_the_page_names_every_folder_and_source():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    folders = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    folders -= {"build", "out"}  # not in the repository
+    assert {"exporters", "grafana"} <= folders
+    assert not [name for name in folders if f"`{name}/" not in page]
+    way = page.split("```")[1]
+    assert not [name for name in NAMES if name.partition("_")[0] not in way]
