@@ -95,14 +95,14 @@ def test_every_key_can_be_set_by_its_variable(monkeypatch: pytest.MonkeyPatch) -
 def test_the_first_file_found_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "xdg" / "benchlab-otel" / "config.toml"
     home.parent.mkdir(parents=True)
-    home.write_text("[probe]\ntimeout_s = 1\n")
-    assert load().probe.timeout_s == 1
-    named = written(tmp_path, "[probe]\ntimeout_s = 2\n")
+    home.write_text("[align]\nlateness_s = 1\n")
+    assert load().align.lateness_s == 1
+    named = written(tmp_path, "[align]\nlateness_s = 2\n")
     monkeypatch.setenv("BENCHLAB_OTEL_CONFIG", str(named))
-    assert load().probe.timeout_s == 2
+    assert load().align.lateness_s == 2
     given_file = tmp_path / "given.toml"
-    given_file.write_text("[probe]\ntimeout_s = 3\n")
-    assert load(given_file).probe.timeout_s == 3
+    given_file.write_text("[align]\nlateness_s = 3\n")
+    assert load(given_file).align.lateness_s == 3
     with pytest.raises(OSError, match="gone"):
         load(tmp_path / "gone.toml")
 
@@ -119,7 +119,7 @@ def test_the_first_file_found_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[sources]\nbenchlab = {rate_hz = 0}", 2, "sources.benchlab.rate_hz: expected number > 0.0, not 0"),
         ("sources.rapl = 3", 1, r"sources.rapl is a table, not a value; write \[sources.rapl\].*"),
         ("[session]\ndata_dir = 3", 2, "session.data_dir: expected text, not 3"),
-        ("[probe]\ntimeout_s = true", 2, "probe.timeout_s: expected number, not True"),
+        ("[align]\nlateness_s = true", 2, "align.lateness_s: expected number, not True"),
     ],
 )
 def test_mistakes_name_line_key_and_expectation(text: str, line: int, expected: str, tmp_path: Path) -> None:
@@ -129,11 +129,11 @@ def test_mistakes_name_line_key_and_expectation(text: str, line: int, expected: 
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCHLAB_OTEL_PROBE__TIMEOUT", "3")
+    monkeypatch.setenv("BENCHLAB_OTEL_ALIGN__LATENESS", "3")
     monkeypatch.setenv("BENCHLAB_OTEL_SOURCES__RAPL__RATE_HZ", "fast")
     found = problems(written(tmp_path, "[hub]\ngrpc = 1\nx = 2\n"))
     assert len(found) == 4
-    assert found[2].endswith("unknown key probe.timeout; did you mean probe.timeout_s?")
+    assert found[2].endswith("unknown key align.lateness; did you mean align.lateness_s?")
     assert found[3].endswith("__RATE_HZ: sources.rapl.rate_hz: expected number, not 'fast'")
 
 

@@ -59,15 +59,6 @@ class Hub:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """A frame that has not ended after `timeout_s` is dropped; `spill_limit_mib` may wait on disk."""
-
-    timeout_s: Positive = 10.0
-    flush_interval_s: Positive = 0.2
-    spill_limit_mib: NotNegative = 256.0
-
-
-@dataclass(frozen=True, slots=True)
 class Align:
     """`lateness_s`: how late a span may arrive; `pairs` of marks get a latency metric each."""
 
@@ -230,7 +221,6 @@ class Settings:
     session: Session = field(default_factory=Session)
     retention: Retention = field(default_factory=Retention)
     hub: Hub = field(default_factory=Hub)
-    probe: Probe = field(default_factory=Probe)
     align: Align = field(default_factory=Align)
     sources: Sources = field(default_factory=Sources)
 
