@@ -22,7 +22,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from benchlab_otel import contract
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
-from benchlab_otel.align.energy_spans import encode_energy
+from benchlab_otel.align.energy_spans import encode_energy, has_energy
 from benchlab_otel.align.interpolate import LOOK_BACK
 from benchlab_otel.archive.records import Fault, compressor, frame
 from benchlab_otel.archive.session import Session
@@ -744,6 +744,14 @@ def test_many_meters_share_the_links() -> None:
         spans = energy_spans(block)
         assert len(block.energy) == 20
         assert {len(spans.links[row]) for row in range(len(spans))} == {32}
+
+
+def test_frames_with_energy_are_those_that_get_a_span() -> None:
+    late = steady(range(2500, 5000, 50))
+    blocks = list(feed(s.body() for s in in_time(*FRAMES, *late)))
+    spans = sum(len(energy_spans(x)) for x in blocks if encode_energy(x, {}))
+    counted = sum(int(has_energy(x).sum()) for x in blocks)
+    assert 0 < counted == spans < sum(len(x.frames) for x in blocks)
 
 
 def test_ids_follow_from_the_trace() -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from benchlab_otel.align.aligner import Aligned
 from benchlab_otel.align.attribution.attribute import PipelineEnergy
 from benchlab_otel.contract import ENERGY, SIMULATED
-from benchlab_otel.model import FrameEnergy, Frames, Int, Readings, Resource, Uint
+from benchlab_otel.model import Bool, FrameEnergy, Frames, Int, Readings, Resource, Uint
 from benchlab_otel.otlp.encode import Attribute, Optional, SpanBatch, Strings, encode_request
 from benchlab_otel.otlp.ids import derived_span_id
 
@@ -17,14 +17,19 @@ METHODS = ["interpolated", "conditioned"]
 _PURPOSE = 0xE6E26
 
 
-def encode_energy(aligned: Aligned, resource: Resource) -> bytes:
-    """The energy spans of the frames that have any energy, as one trace request; b"" if none has."""
-    frames = aligned.frames
-    has = np.zeros(len(frames), np.bool_)
+def has_energy(aligned: Aligned) -> Bool:
+    """(n,) which of the frames have an energy of any domain."""
+    has = np.zeros(len(aligned.frames), np.bool_)
     figures: list[FrameEnergy | PipelineEnergy] = [*aligned.energy, *filter(None, aligned.conditioned)]
     for one in figures:
         has |= np.isfinite(one.energy)
-    rows = np.flatnonzero(has)
+    return has
+
+
+def encode_energy(aligned: Aligned, resource: Resource) -> bytes:
+    """The energy spans of the frames that have any energy, as one trace request; b"" if none has."""
+    frames = aligned.frames
+    rows = np.flatnonzero(has_energy(aligned))
     if not len(rows):
         return b""
     attributes: dict[str, Attribute] = {}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from benchlab_otel.align.aligner import Aligner
-from benchlab_otel.align.energy_spans import encode_energy
+from benchlab_otel.align.energy_spans import encode_energy, has_energy
 from benchlab_otel.archive.records import Fault, compressor, frame
 from benchlab_otel.archive.session import Session
 from benchlab_otel.cli import options
@@ -63,7 +63,7 @@ def command(
             body = encode_energy(aligned, resource)
             if body:
                 file.write(frame(body, pack))
-                covered += len(aligned.frames)
+                covered += int(has_energy(aligned).sum())
     for fault in faults:
         print(f"benchlab-otel: {fault}", file=sys.stderr)
     print(f"{out}: {covered:,} of {count:,} frames with energy")
