@@ -17,7 +17,9 @@ def texts(spans: Spans, attribute: str, absent: str = "") -> NDArray[np.object_]
     out = np.full(len(spans), absent, object)
     column = spans.attributes.get(attribute)
     if column is not None:
-        out[column.rows] = [v if isinstance(v, str) else str(v) for v in column.values]
+        values = column.values.tolist()
+        only_texts = set(map(type, values)) == {str}  # as nearly always: then no word is looked at
+        out[column.rows] = column.values if only_texts else list(map(str, values))
     return out
 
 

@@ -261,9 +261,8 @@ def _stages(spans: Spans, children: Int) -> tuple[NDArray[np.int32], list[str]]:
     labels = texts(spans, PIPELINE_STAGE)[children]
     unnamed = labels == ""
     labels[unnamed] = np.array(spans.names, object)[spans.name[children[unnamed]]]
-    names: dict[str, int] = {}
-    codes = [names.setdefault(label, len(names)) for label in labels]
-    return np.array(codes, np.int32), list(names)
+    codes = {label: code for code, label in enumerate(dict.fromkeys(labels.tolist()))}
+    return np.fromiter(map(codes.__getitem__, labels.tolist()), np.int32, len(labels)), list(codes)
 
 
 def _outcomes(spans: Spans, rows: Int) -> NDArray[np.uint8]:

@@ -422,8 +422,10 @@ def _read_value(value: _Value, table: Bytes) -> NDArray[Any]:
     convert: Callable[[bytes], Any] = _utf8 if value.kind == "s" else _other
     converted = {text: convert(text) for text in dict.fromkeys(texts)}
     if len(texts) < len(part):
-        texts = texts * len(part)
-    return np.fromiter((converted[text] for text in texts), object, len(part))
+        column = np.empty(len(part), object)
+        column.fill(converted[texts[0]])
+        return column
+    return np.fromiter(map(converted.__getitem__, texts), object, len(part))
 
 
 def _texts(part: Bytes) -> list[bytes]:
