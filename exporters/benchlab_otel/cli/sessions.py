@@ -128,8 +128,10 @@ def _length(row: dict[str, Any]) -> str:
 
 
 def _size(size: int) -> str:
-    unit, bits = next(u for u in (("GiB", 30), ("MiB", 20), ("KiB", 10)) if size >> u[1] or u[1] == 10)
-    return f"{size / (1 << bits):,.1f} {unit}"
+    for unit, bits in (("GiB", 30), ("MiB", 20)):
+        if size >> bits:
+            return f"{size / (1 << bits):,.1f} {unit}"
+    return f"{size / (1 << 10):,.1f} KiB"
 
 
 def _print_json(value: Any) -> None:
