@@ -47,7 +47,7 @@ def test_traces_and_requests(data: Path, tmp_path: Path) -> None:
 def test_captures_of_each_pipeline(data: Path, tmp_path: Path) -> None:
     run("convert", "s1", "--to", "presentmon-csv", "--out", tmp_path / "p", data_dir=data)
     made = sorted((tmp_path / "p").iterdir())
-    assert [path.name for path in made] == ["cam0.csv", "cam_1_x.csv"]
+    assert [path.name for path in made] == ["cam0.presentmon.csv", "cam_1_x.presentmon.csv"]
     assert all(presentmon_problems(path) == [] for path in made)
 
 

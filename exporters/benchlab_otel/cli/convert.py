@@ -31,7 +31,7 @@ Writer = Callable[[Path, Sequence[Run], Options], None]
 CAPTURES: dict[str, tuple[str, Writer]] = {  # name: (suffix, writer of the runs of one pipeline)
     "capframex-json": (".json", capframex.write_json),
     "capframex-csv": (".csv", capframex_csv.write_csv),
-    "presentmon-csv": (".csv", capframex_csv.write_presentmon),
+    "presentmon-csv": (".presentmon.csv", capframex_csv.write_presentmon),
 }
 Whole = Literal["parquet", "csv", "perfetto", "otlp-json"]
 Format = StrEnum("Format", {name: name for name in (*CAPTURES, *get_args(Whole))})  # type: ignore[misc]  # made from the tables
@@ -161,7 +161,8 @@ def _targets(
     groups: dict[str, list[Run]], out: Path, suffix: str, prefix: str
 ) -> list[tuple[Path, list[Run]]]:
     """Which file each pipeline goes to."""
-    if out.suffix == suffix and not out.is_dir():
+    ending = Path(f"x{suffix}").suffix
+    if out.suffix == ending and not out.is_dir():
         if len(groups) > 1:
             raise UserError(
                 f"{len(groups)} pipelines do not go into one file: name a folder with --out, or one of"
@@ -169,7 +170,7 @@ def _targets(
             )
         return [(out, next(iter(groups.values())))]
     if out.suffix and not out.is_dir():
-        raise UserError(f"--out {out}: expected a name that ends with {suffix}, or a folder")
+        raise UserError(f"--out {out}: expected a name that ends with {ending}, or a folder")
     out.mkdir(parents=True, exist_ok=True)
     unsafe = re.compile(r"[^\w.-]")
     return [(out / f"{prefix}{unsafe.sub('_', name)}{suffix}", runs) for name, runs in groups.items()]
