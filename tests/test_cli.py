@@ -253,6 +253,7 @@ def test_report_reads_a_foreign_file_and_refuses_none(tmp_path: Path) -> None:
     done = run("report", file, data_dir=tmp_path)
     assert str(file) in done.stderr
     assert "No frame in it" in done.stdout
+    assert "benchlab-otel import FILE" in done.stdout
     start = time.monotonic()
     run("report", tmp_path / "gone.otlp", data_dir=tmp_path, code=2)
     assert time.monotonic() - start < 60

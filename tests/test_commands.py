@@ -243,7 +243,8 @@ def test_ctrl_c_ends_a_recording_properly(place: Place, device: str, tmp_path: P
 
 def test_a_command_that_is_not_there(place: Place) -> None:
     done = place.run("record", "--source", "host", "--", "no-such-command-here", code=2)
-    assert "no-such-command-here: No such file or directory" in done.stderr
+    assert "no-such-command-here: no such command" in done.stderr
+    assert place.sessions() == [], "nothing was recorded"
 
 
 # -- what can be wrong ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def command(
     """
     settings = options.settings(config)
     set_up_logging()
+    if shutil.which(argument[0]) is None:  # before anything is recorded
+        raise UserError(f"{argument[0]}: no such command, or not executable")
     pipeline = name or Path(argument[0]).name
     with Embedded(settings, ["record", "--", *argument], source or settings.sources.enabled) as running:
         print(f"benchlab-otel: recording {running.archive.path}", file=sys.stderr)

@@ -84,6 +84,8 @@ def show(session: str, settings: Settings, pairs: Sequence[str] = (), as_json: b
     console.print(f"Session {name}", markup=False)
     if not reports:
         console.print("No frame in it: no root span has the attribute pipeline.name.", markup=False)
+        if found.manifest is None:
+            console.print("Captures and logs of other programs: benchlab-otel import FILE", markup=False)
     for report in reports:
         console.print()
         console.print(render(report))

@@ -28,7 +28,8 @@ class Load:
     def __post_init__(self) -> None:
         for where, watts in [("base", self.base), *self.stages.items()]:
             if unknown := set(watts) - set(wire.RAILS):
-                raise ValueError(f"load {where!r}: no rail {', '.join(sorted(unknown))}; rails: {wire.RAILS}")
+                known = ", ".join(wire.RAILS)
+                raise ValueError(f"load {where!r}: no rail {', '.join(sorted(unknown))}; rails: {known}")
 
 
 class Activity:
