@@ -438,6 +438,8 @@ def _unresolved(run: Run, domains: Sequence[Energy], durations: Float) -> Iterat
         yield "no stages: the frames have no child spans"
     if not domains:
         yield "no joules: the session has no reading of a power or energy meter"
+    if any(domain.coverage > 0 and not domain.readings for domain in domains):
+        yield AS_RECORDED
     reasons: dict[tuple[str, str], list[str]] = {}  # the domains of a meter often share their reason
     for domain in domains:
         for reason in _of_domain(domain, len(frames), durations):
@@ -451,11 +453,10 @@ def _of_domain(domain: Energy, frames: int, durations: Float) -> Iterator[str]:
     if best is None:
         yield f"no joules: none of its {domain.readings} readings lie around a frame"
         return
-    if not domain.readings:
-        yield AS_RECORDED
     if best.frames < frames:
         missing = frames - best.frames
-        yield f"{missing} of {frames} frames lie outside its readings or in a gap of them"
+        why = "lie outside its readings or in a gap of them" if domain.readings else "have no joules recorded"
+        yield f"{missing} of {frames} frames {why}"
     if domain.reason:
         yield f"nothing for stages: {domain.reason}"
     for stage in domain.stages:
