@@ -257,3 +257,8 @@ def test_report_reads_a_foreign_file_and_refuses_none(tmp_path: Path) -> None:
     start = time.monotonic()
     run("report", tmp_path / "gone.otlp", data_dir=tmp_path, code=2)
     assert time.monotonic() - start < 60
+
+
+def test_what_an_exporter_could_not_deliver_is_said() -> None:
+    done = run("export", "host", "--otlp", "http://127.0.0.1:9", "--for", "1", code=1)
+    assert re.search(r"lost: \d+ spans and points \(no receiver took them before the end\)", done.stderr)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from benchlab_otel.cli.clock_watch import ClockWatch
 from benchlab_otel.cli.errors import Failure, UserError
 from benchlab_otel.cli.live import LiveAligner, own_resource
-from benchlab_otel.cli.options import host_port, set_up_logging
+from benchlab_otel.cli.options import host_port, lost_words, set_up_logging
 from benchlab_otel.config import Settings
 from benchlab_otel.hub.grpc import GrpcServer
 from benchlab_otel.hub.http import HttpServer, otlp_app
@@ -72,7 +72,7 @@ def serve(settings: Settings) -> None:
     finally:
         client.close()
     if client.lost:
-        raise Failure(f"lost: {', '.join(f'{n} ({why})' for why, n in client.lost.items())}")
+        raise Failure(lost_words(client.lost))
 
 
 def _client() -> OtlpClient:

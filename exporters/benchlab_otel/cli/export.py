@@ -100,7 +100,7 @@ def command(
             + (health.message and f": {health.message}")
         )
     if client and client.lost:
-        raise Failure(f"lost: {', '.join(f'{n} ({why})' for why, n in client.lost.items())}")
+        raise Failure(options.lost_words(client.lost))
 
 
 def _client(endpoint: str | None) -> OtlpClient:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -38,4 +39,12 @@ def set_up_logging() -> None:
     """Warnings of this process on stderr, one line each."""
     logging.basicConfig(
         level=os.environ.get("BENCHLAB_OTEL_LOG", "WARNING").upper(), format="benchlab-otel: %(message)s"
+    )
+
+
+def lost_words(counts: Mapping[str, int]) -> str:
+    """What a client could not deliver, by reason, in words."""
+    words = {"closed": "no receiver took them before the end"}
+    return "lost: " + ", ".join(
+        f"{n:,} spans and points ({words.get(why, why)})" for why, n in counts.items()
     )

@@ -55,7 +55,7 @@ def command(
         except KeyboardInterrupt:
             print()
     if client.lost:
-        raise Failure(f"lost: {', '.join(f'{n} ({why})' for why, n in client.lost.items())}")
+        raise Failure(options.lost_words(client.lost))
 
 
 @contextmanager
