@@ -13,7 +13,7 @@ from scipy.signal import lfilter
 from benchlab_otel.export import compare_plot
 from benchlab_otel.export.bootstrap import block_length, mean, quantiles
 from benchlab_otel.export.compare import Change, Comparison, Figure, NotComparable, change, compare
-from benchlab_otel.export.compare_text import markdown
+from benchlab_otel.export.compare_text import markdown, together
 from benchlab_otel.export.gate import GateError, judge, parse
 from benchlab_otel.export.recording import Recording, attributed
 from benchlab_otel.model import Run
@@ -277,6 +277,12 @@ def test_an_unknown_figure_squeezes_no_other_in_the_picture(tmp_path: Path) -> N
     reach = compare_plot.reach([*known, wild])
     assert 5 < reach < 100
     assert compare_plot.reach([replace(wild, changed=True)]) > 1100
+
+
+def test_names_of_figures_are_put_together() -> None:
+    assert together(["fps", "drops", "latency.a.mean", "latency.a.p50", "energy.gpu.frame"]) == (
+        "fps, drops, latency.a.{mean, p50}, energy.gpu.frame"
+    )
 
 
 def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -113,14 +113,25 @@ def _notes(comparison: Comparison) -> list[str]:
     for change in comparison.changes:
         if change.change is None:
             reasons.setdefault(change.reason, []).append(change.figure)
-    notes = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    notes = [f"{together(names)}: {reason}" for reason, names in reasons.items()]
     for name, only in (
         (comparison.before, comparison.only_before),
         (comparison.after, comparison.only_after),
     ):
         if only:
-            notes.append(f"only in {name}: {', '.join(only)}")
+            notes.append(f"only in {name}: {together(only)}")
     return notes
+
+
+def together(figures: Sequence[str]) -> str:
+    """Names of figures, those of one stage or domain in braces: latency.decode.{mean, p50}."""
+    lasts: dict[str, list[str]] = {}
+    for stem, dot, last in (name.rpartition(".") for name in figures):
+        lasts.setdefault(stem + dot, []).append(last)
+    return ", ".join(
+        f"{stem}{{{', '.join(names)}}}" if stem and len(names) > 1 else ", ".join(stem + n for n in names)
+        for stem, names in lasts.items()
+    )
 
 
 def _verdicts(judged: Sequence[Judged]) -> list[tuple[Judged, str]]:
