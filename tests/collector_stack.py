@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -17,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from benchlab_otel.archive.records import Fault, read_records
-from conftest import wait_for
+from conftest import free_ports, wait_for
 from receiving import Receiver
 
 PROGRAM = [sys.executable, "-c", "from benchlab_otel.cli import main; main()"]
@@ -42,15 +41,6 @@ def need_collector() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return BINARY
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in held]
-    for s in held:
-        s.close()
-    return ports
 
 
 class Collector:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from conftest import need, wait_for
+from conftest import free_ports, need, wait_for
 
 CONFIGURATION = Path(__file__).parent.parent / "prometheus" / "prometheus.yml"
 
@@ -58,8 +57,7 @@ def prometheus(folder: Path, targets: dict[str, str], interval: str = "1s") -> I
     configuration["rule_files"] = [str(CONFIGURATION.parent / name) for name in configuration["rule_files"]]
     file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(configuration))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     command = [
         *(need("prometheus"), f"--config.file={file}", f"--storage.tsdb.path={folder / 'data'}"),
         *(f"--web.listen-address=127.0.0.1:{port}", "--enable-feature=exemplar-storage"),

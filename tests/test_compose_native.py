@@ -17,9 +17,9 @@ import pytest
 
 from benchlab_otel import Probe
 from benchlab_otel.otlp.client import OtlpClient
-from collector_stack import CONFIGS, Collector, clean_environment, free_ports, need_collector, running, total
+from collector_stack import CONFIGS, Collector, clean_environment, need_collector, running, total
 from compose import own, services
-from conftest import wait_for
+from conftest import free_ports, wait_for
 
 PROGRAM = [sys.executable, "-m", "benchlab_otel"]
 QUICK = {"600": "20"}  # the demo's seconds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -30,7 +29,7 @@ from benchlab_otel.hub.metrics import MetricStore, metrics_app, metrics_page
 from benchlab_otel.model import Exemplar, HistogramPoint, Point
 from benchlab_otel.otlp.json import metrics_to_protobuf
 from benchlab_otel.otlp.metrics import encode_metrics
-from conftest import need
+from conftest import free_ports, need
 
 NOW = 1_700_000_000_000_000_000
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -201,8 +200,7 @@ def test_the_served_page_speaks_both_formats() -> None:
 
 def test_prometheus_scrapes_series_and_exemplars(tmp_path: Path) -> None:
     prometheus = need("prometheus")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     with HttpServer(metrics_app(contract_store()), "127.0.0.1", 0, "metrics.port") as server:
         target = f"127.0.0.1:{server.port}"
         jobs = [{"job_name": "hub", "honor_labels": True, "static_configs": [{"targets": [target]}]}]

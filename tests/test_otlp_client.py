@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gzip
 import logging
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from benchlab_otel.otlp.client import OtlpClient, Target, target
 from benchlab_otel.otlp.encode import SpanBatch, encode_request
-from conftest import wait_for
+from conftest import free_ports, wait_for
 
 NO_SETTINGS: dict[str, str] = {}
 
@@ -76,12 +75,6 @@ def serving(port: int = 0) -> Iterator[Server]:
         yield server
         http.shutdown()
         thread.join()
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_both_signals_in_order_over_one_connection() -> None:
@@ -150,7 +143,7 @@ def test_partial_success_is_counted(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_dead_endpoint_never_blocks_and_is_counted() -> None:
-    client = OtlpClient(f"http://127.0.0.1:{free_port()}", queue_bytes=1000, environ=NO_SETTINGS)
+    client = OtlpClient(f"http://127.0.0.1:{free_ports(1)[0]}", queue_bytes=1000, environ=NO_SETTINGS)
     big = request("frame", 10)
     for _ in range(50):
         client.traces(big)
@@ -162,7 +155,7 @@ def test_a_dead_endpoint_never_blocks_and_is_counted() -> None:
 
 
 def test_spilled_while_down_and_sent_in_order_when_back(tmp_path: Path) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     bodies = [request(f"span-{n}") for n in range(30)]
     client = OtlpClient(f"http://127.0.0.1:{port}", spill=tmp_path, environ=NO_SETTINGS)
     for body in bodies[:20]:
@@ -179,7 +172,7 @@ def test_spilled_while_down_and_sent_in_order_when_back(tmp_path: Path) -> None:
 
 
 def test_the_spill_survives_the_process_and_is_bounded(tmp_path: Path) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     bodies = [request(f"span-{n}") for n in range(30)]
     first = OtlpClient(f"http://127.0.0.1:{port}", spill=tmp_path, spill_bytes=1500, environ=NO_SETTINGS)
     for body in bodies:
@@ -197,7 +190,7 @@ def test_the_spill_survives_the_process_and_is_bounded(tmp_path: Path) -> None:
 
 
 def test_two_clients_keep_their_spills_apart(tmp_path: Path) -> None:
-    endpoint = f"http://127.0.0.1:{free_port()}"
+    endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
     clients = [OtlpClient(endpoint, spill=tmp_path, environ=NO_SETTINGS) for _ in range(2)]
     for client in clients:
         client.traces(request("frame"))

@@ -14,7 +14,7 @@ from benchlab_otel.simulate.device import Emulator
 from benchlab_otel.simulate.truth import Load, Truth
 from benchlab_otel.sources import benchlab_mqtt
 from benchlab_otel.sources.reading import SourceError
-from conftest import need, wait_for
+from conftest import free_ports, need, wait_for
 from pytools import pytools
 from receiving import Receiver
 
@@ -27,9 +27,7 @@ def broker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mosquitto")
     program = need("mosquitto")
     subprocess.run([need("mosquitto_passwd"), "-c", "-b", folder / "users", "lab", "secret"], check=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     (folder / "conf").write_text(
         f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {folder}/users\n"
         f"user {getpass.getuser()}\nlog_dest none\n"
