@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -74,7 +75,7 @@ def link(title: str, url: str) -> dashboard.DashboardLink:
 def _describe(
     panel: B, title: str, description: str, unit: str, queries: Iterable[Query], absent: str, **grid: int
 ) -> B:
-    for letter, query in zip("ABCDEFGHIJ", queries, strict=False):
+    for letter, query in zip(ascii_uppercase, queries, strict=False):
         panel = panel.with_target(_target(query).ref_id(letter))
     return (
         panel.title(title)
@@ -112,6 +113,15 @@ def _coloured(panel: B, styles: Mapping[str, str | Style]) -> B:
     for name, style in styles.items():
         panel = panel.override_by_regexp(f"/(^| ){name}$/", _style(style))
     return panel
+
+
+def _repeated(panel: B, variable: str) -> B:
+    """Once for each value of a variable, where one is named."""
+    return panel.repeat(variable).repeat_direction("h").max_per_row(3) if variable else panel
+
+
+def _newest() -> common.ReduceDataOptions:
+    return common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields("")
 
 
 def lines(
@@ -166,7 +176,6 @@ def band(
     mean: str,
     half_width: str,
     width: int = 8,
-    height: int = 8,
     repeat: str = "",
     least: float | None = 0,
     absent: str = ABSENT,
@@ -181,14 +190,13 @@ def band(
         Query(f"({mean}) + ({half_width})", "high"),
         styles={"estimate": BLUE},
         width=width,
-        height=height,
         least=least,
         absent=absent,
     )
     edge = [*_style(BLUE), _value("custom.lineWidth", 0)]
     fill = [_value("custom.fillBelowTo", "low"), _value("custom.fillOpacity", 25)]
     panel = panel.override_by_name("low", edge).override_by_name("high", [*edge, *fill])
-    return panel.repeat(repeat).repeat_direction("h").max_per_row(3) if repeat else panel
+    return _repeated(panel, repeat)
 
 
 def number(
@@ -196,13 +204,11 @@ def number(
     description: str,
     unit: str,
     query: Query,
-    width: int = 6,
-    height: int = 4,
     absent: str = ABSENT,
     bad_above: float | None = None,
 ) -> stat.Panel:
     """The newest value in large, with its course behind it; in vermillion above `bad_above`."""
-    panel = _describe(stat.Panel(), title, description, unit, [query], absent, width=width, height=height)
+    panel = _describe(stat.Panel(), title, description, unit, [query], absent, width=6, height=4)
     steps = [models.Threshold(value=None, color=GREEN if bad_above is not None else BLUE)]
     if bad_above is not None:
         steps.append(models.Threshold(value=bad_above, color=VERMILLION))
@@ -212,7 +218,7 @@ def number(
         .graph_mode(kinds.BigValueGraphMode.AREA)
         .color_mode(kinds.BigValueColorMode.VALUE)
         .text_mode(kinds.BigValueTextMode.VALUE)
-        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields(""))
+        .reduce_options(_newest())
     )
 
 
@@ -222,14 +228,13 @@ def heat(
     unit: str,
     query: str,
     width: int = 12,
-    height: int = 8,
     repeat: str = "",
     absent: str = ABSENT,
 ) -> heatmap.Panel:
     """How many observations fell into each bucket over time, with exemplars."""
     shape = prometheus_models.PromQueryFormat.HEATMAP
     queries = [Query(query, "{{le}}", exemplar=True, format=shape)]
-    panel = _describe(heatmap.Panel(), title, description, unit, queries, absent, width=width, height=height)
+    panel = _describe(heatmap.Panel(), title, description, unit, queries, absent, width=width, height=8)
     panel = (
         panel.calculate(False)
         .color(
@@ -248,7 +253,7 @@ def heat(
         .show_y_histogram()
         .exemplars_color(VERMILLION)
     )
-    return panel.repeat(repeat).repeat_direction("h").max_per_row(3) if repeat else panel
+    return _repeated(panel, repeat)
 
 
 def bars(
@@ -258,16 +263,15 @@ def bars(
     query: Query,
     styles: Mapping[str, str | Style] | None = None,
     width: int = 8,
-    height: int = 8,
     most: float | None = None,
     absent: str = ABSENT,
 ) -> bargauge.Panel:
     """The newest value of each series as a bar."""
-    panel = _describe(bargauge.Panel(), title, description, unit, [query], absent, width=width, height=height)
+    panel = _describe(bargauge.Panel(), title, description, unit, [query], absent, width=width, height=8)
     panel = (
         panel.orientation(kinds.VizOrientation.HORIZONTAL)
         .display_mode(kinds.BarGaugeDisplayMode.BASIC)
-        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields(""))
+        .reduce_options(_newest())
         .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.FIXED).fixed_color(BLUE))
         .min(0)
     )
@@ -286,12 +290,11 @@ def states(
     query: Query,
     words: Mapping[int, tuple[str, str]],
     width: int = 12,
-    height: int = 8,
     absent: str = ABSENT,
 ) -> statetimeline.Panel:
     """Each series as a strip of states; `words` gives each value's (word, colour)."""
     panel = _describe(
-        statetimeline.Panel(), title, description, "none", [query], absent, width=width, height=height
+        statetimeline.Panel(), title, description, "none", [query], absent, width=width, height=8
     )
     options = {
         str(value): models.ValueMappingResult(text=word, color=colour, index=i)
@@ -322,7 +325,7 @@ def rows(
     shape = prometheus_models.PromQueryFormat.TABLE
     asked = [Query(expr, instant=True, format=shape) for expr in queries.values()]
     panel = _describe(table.Panel(), title, description, unit, asked, absent, width=width, height=height)
-    headings = {f"Value #{letter}": name for letter, name in zip("ABCDEFGHIJ", queries, strict=False)}
+    headings = {f"Value #{letter}": name for letter, name in zip(ascii_uppercase, queries, strict=False)}
     if len(queries) == 1:
         headings = {"Value": next(iter(queries))}
     renamed = {**labels, **headings}
@@ -342,7 +345,7 @@ def rows(
     return panel
 
 
-def traces(title: str, description: str, query: str, width: int = 24, height: int = 8) -> table.Panel:
+def traces(title: str, description: str, query: str, width: int) -> table.Panel:
     """The newest traces that a TraceQL query finds, each linked to the trace itself."""
     target = tempo.TempoQuery().query_type("traceql").query(query).limit(20).ref_id("A").datasource(TRACES)
     return (
@@ -354,5 +357,5 @@ def traces(title: str, description: str, query: str, width: int = 24, height: in
         .unit("none")
         .no_value("no traces: is Tempo the trace data source, and do frames reach it?")
         .span(width)
-        .height(height)
+        .height(8)
     )
