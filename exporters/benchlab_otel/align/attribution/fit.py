@@ -239,6 +239,22 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
     return found, here
 
 
+def log_likelihood(design: Design, variances: Variances) -> float:
+    """The restricted log-likelihood of given variances (−∞ where it can't be computed), without constants."""
+    try:
+        return _restricted(design, solve(design, prior(design, variances, least_squares(design))))
+    except np.linalg.LinAlgError:
+        return -np.inf
+
+
+def _restricted(design: Design, solved: Solved) -> float:
+    sign, logdet = np.linalg.slogdet(solved.covariance)
+    if len(solved.covariance) and sign <= 0:
+        return -np.inf
+    residual = design.difference - design.contrast @ solved.watts
+    return -0.5 * float(solved.factor.logdet() - logdet + residual @ solved.alpha)
+
+
 def _with_prior(
     value: float, gradient: Float, information: Float, spread: Float, usual: Float
 ) -> tuple[float, Float, Float]:
@@ -280,12 +296,8 @@ def _likelihood(
         solved = _gls(band, design)
     except np.linalg.LinAlgError:
         return -np.inf, none, none
-    sign, logdet = np.linalg.slogdet(solved.covariance)
-    if len(solved.covariance) and sign <= 0:
-        return -np.inf, none, none
-    residual = design.difference - design.contrast @ solved.watts
-    value = -0.5 * (solved.factor.logdet() - logdet + float(residual @ solved.alpha))
-    if not derivatives:
+    value = _restricted(design, solved)
+    if not derivatives or not np.isfinite(value):
         return value, none, none
     inverse = banded.inverse_band(band, band.shape[0] - 1)
     alpha, u, cov = solved.alpha, solved.u, solved.covariance

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.optimize import minimize
 
 from benchlab_otel.align.attribution.counters import Clean
-from benchlab_otel.align.attribution.design import Pieces, build
-from benchlab_otel.align.attribution.fit import Variances, reml
+from benchlab_otel.align.attribution.design import Design, Pieces, build
+from benchlab_otel.align.attribution.fit import Variances, log_likelihood, reml
 from benchlab_otel.align.attribution.overlap import step_power
 from benchlab_otel.align.attribution.windows import Kernel, windows
 from benchlab_otel.model import Float, Int
@@ -29,6 +29,7 @@ _LEAST_ROWS = 40  # readings below which nothing is looked for
 _RIVALS = 4
 _WORTH = 60.0  # log-likelihood behind the best from which a peak of the map may still catch up
 _SMALLEST = 1e-4  # s, width
+_ROUNDS = 2
 
 
 @dataclass(slots=True)
@@ -241,20 +242,33 @@ class _Refined:
     variances: Variances
 
 
+def _model(readings: Clean, activity: Activity, kernel: Kernel) -> tuple[Design, float]:
+    """The model under the kernel, and what the change of variables adds to its log-likelihood."""
+    rows = windows(readings, kernel)
+    design = build(rows, Pieces(activity.begin, activity.end, activity.stage, activity.stages))
+    if not rows.tau:
+        return design, 0.0
+    own = np.asarray(rows.noise.max(axis=1).todense()).ravel()  # du_k / dy_k
+    return design, float(np.log(own[1:]).sum())
+
+
 def _loglik(
     readings: Clean, activity: Activity, kernel: Kernel, start: Variances | None
 ) -> tuple[float, Variances | None]:
-    """Restricted log-likelihood of the readings under the kernel (−∞ where it can't be computed)."""
-    rows = windows(readings, kernel)
-    design = build(rows, Pieces(activity.begin, activity.end, activity.stage, activity.stages))
+    """Restricted log-likelihood of the readings under the kernel (−∞ where it can't be computed), and
+    the variances of which it is the greatest."""
+    design, change = _model(readings, activity, kernel)
     try:
         variances, value = reml(design, start)
     except np.linalg.LinAlgError:
         return -np.inf, start
-    if rows.tau:
-        own = np.asarray(rows.noise.max(axis=1).todense()).ravel()  # du_k / dy_k
-        value += float(np.log(own[1:]).sum())
-    return value, variances
+    return value + change, variances
+
+
+def _loglik_with(readings: Clean, activity: Activity, kernel: Kernel, variances: Variances) -> float:
+    """`_loglik` with the variances given, which takes a tenth of the time."""
+    design, change = _model(readings, activity, kernel)
+    return log_likelihood(design, variances) + change
 
 
 def _kernel(like: Kernel, at: Float, counter: bool) -> Kernel:
@@ -262,29 +276,35 @@ def _kernel(like: Kernel, at: Float, counter: bool) -> Kernel:
 
 
 def _refine(readings: Clean, activity: Activity, begin: Kernel, counter: bool) -> _Refined:
-    """The likelihood's peak near `begin`, by Nelder and Mead's simplex."""
-    state = _Refined(begin, -np.inf, Variances(np.zeros(0), 0.0, 0.0, 0.0))
-    start: Variances | None = None
+    """The likelihood's peak near `begin`, by Nelder and Mead's simplex; variances are those of the kernel
+    that was the best before."""
+    kernel, variances = begin, _loglik(readings, activity, begin, None)[1]
+    for _ in range(_ROUNDS):
+        if variances is None:
+            break
+        kernel = _peak(readings, activity, kernel, variances, counter)
+        value, variances = _loglik(readings, activity, kernel, variances)
+    if variances is None:
+        return _Refined(begin, -np.inf, Variances(np.zeros(0), 0.0, 0.0, 0.0))
+    return _Refined(kernel, value, variances)
 
-    def worth(at: Float) -> float:
-        nonlocal start
+
+def _peak(readings: Clean, activity: Activity, begin: Kernel, variances: Variances, counter: bool) -> Kernel:
+    """The kernel near `begin` that makes the readings most likely, the variances being given."""
+
+    def unlikely(at: Float) -> float:
         kernel = _kernel(begin, at, counter)
         if not counter and kernel.width_s < _SMALLEST:
             return 1e12
-        value, found = _loglik(readings, activity, kernel, start)
-        if value > state.loglik and found is not None:
-            state.kernel, state.loglik, state.variances = kernel, value, found
-            start = found
-        return -value if np.isfinite(value) else 1e12
+        return -max(_loglik_with(readings, activity, kernel, variances), -1e12)
 
     x0 = np.array([begin.lag_s] if counter else [begin.lag_s, begin.width_s])
-    size = np.full(len(x0), 0.6 * _STEP)
-    simplex = np.vstack([x0, x0 + np.diag(size)])
-    minimize(
-        worth, x0, method="Nelder-Mead",
+    simplex = np.vstack([x0, x0 + 0.6 * _STEP * np.eye(len(x0))])
+    found = minimize(
+        unlikely, x0, method="Nelder-Mead",
         options={"initial_simplex": simplex, "maxfev": 45, "xatol": 2e-5, "fatol": 0.05},
     )  # fmt: skip
-    return state
+    return _kernel(begin, found.x, counter)
 
 
 def _lowpass_like(kernel: Kernel) -> Kernel:
@@ -307,12 +327,13 @@ def _uncertainty(readings: Clean, activity: Activity, best: _Refined, counter: b
     def loglik(at: Float) -> float:
         width = 0.0 if counter else max(float(at[1]), _SMALLEST)
         kernel = Kernel(best.kernel.shape, float(at[0]) - delay * width, width)
-        return _loglik(readings, activity, kernel, best.variances)[0]
+        return _loglik_with(readings, activity, kernel, best.variances)
 
+    highest = loglik(peak)
     axes = np.eye(k)
     for a, unit in enumerate(np.eye(k)):
         step = 0.1 * _STEP
-        while 2 * best.loglik - loglik(peak + step * unit) - loglik(peak - step * unit) < 2.0 and step < 0.05:
+        while 2 * highest - loglik(peak + step * unit) - loglik(peak - step * unit) < 2.0 and step < 0.05:
             step *= 2
         axes[a, a] = step
     spread = axes @ axes.T
