@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from benchlab_otel.archive.records import Fault, read_records
-from conftest import free_ports, wait_for
+from conftest import absent, free_ports, wait_for
 from receiving import Receiver
 
 PROGRAM = [sys.executable, "-c", "from benchlab_otel.cli import main; main()"]
@@ -35,12 +34,7 @@ _ADDRESSES = (
 
 def need_collector() -> Path:
     """The Collector's binary; where it is absent the test skips, or fails on CI."""
-    if not BINARY.is_file():
-        reason = "no Collector here: tests/stack.sh builds it, where go is"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return BINARY
+    return BINARY if BINARY.is_file() else absent("no Collector here: tests/stack.sh builds it, where go is")
 
 
 class Collector:

@@ -10,19 +10,21 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 
 def need(tool: str) -> str:
     """The path of a system tool; where it is absent the test skips, or fails on CI."""
-    path = shutil.which(tool)
-    if path is None:
-        reason = f"{tool} is not installed (apt-get install it)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return path
+    return shutil.which(tool) or absent(f"{tool} is not installed (apt-get install it)")
+
+
+def absent(reason: str) -> NoReturn:
+    """Skips the test for want of something that tests/system.sh and the like install; on CI it fails."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -32,7 +32,7 @@ class Kept:
 
 
 def record(probe: Probe, frames: int) -> None:
-    """Frames of one stage, as fast as they come."""
+    """Frames of one stage, about as fast as they come; they last, so that a kill falls among them."""
     for _ in range(frames):
         with probe.frame() as frame, frame.stage("work"):
             time.sleep(0.001)
@@ -60,7 +60,7 @@ def test_a_collector_that_goes_away_and_comes_back(how: signal.Signals, tmp_path
         record(probe, 50)
         collector.end(how)
         record(probe, 100)
-        time.sleep(0.5)  # so that some is on the probe's disk
+        wait_for(lambda: [*(tmp_path / "probe").rglob("*.traces")])  # some is on the probe's disk
         collector.start()
         record(probe, 100)
         probe.close()

@@ -85,7 +85,7 @@ def test_the_stack_without_docker(tmp_path: Path) -> None:
 
 def told(collector: Collector) -> bool:
     """Whether it shows that the meter is absent, and the metrics of host, demo and aligner."""
-    time.sleep(0.2)
+    time.sleep(0.2)  # asking without a pause would take the processor from the services
     shown = collector.metrics()
     health = [s for s in shown if s.name == "exporter_collect_success_ratio"]
     absent = {s.labels["source"] for s in health if s.value == 0}

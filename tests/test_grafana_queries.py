@@ -55,7 +55,7 @@ def until_all_give(server: Prometheus, wanted: dict[str, str], seconds: float) -
     deadline = time.monotonic() + seconds
     while wanted and time.monotonic() < deadline:
         wanted = {query: where for query, where in wanted.items() if not gives(server, query)}
-        time.sleep(1)
+        time.sleep(1)  # Prometheus scrapes no more often
     return wanted
 
 
