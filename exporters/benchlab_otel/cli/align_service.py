@@ -27,8 +27,9 @@ PUBLISH_SECONDS = 1.0
 class NoArchive:
     """The hub's archive where the Collector writes it."""
 
-    error: str | None = None
-    lost: dict[str, int] = {}  # noqa: RUF012 - always empty
+    def __init__(self) -> None:
+        self.error: str | None = None
+        self.lost: dict[str, int] = {}
 
     def traces(self, body: bytes) -> None:
         """Nothing to do."""
