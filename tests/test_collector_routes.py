@@ -304,16 +304,22 @@ def test_an_agent_and_its_gateway_with_certificates_and_a_token(keys: Path, tmp_
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 @pytest.mark.parametrize(
-    ("certificate", "token", "taken"),
+    ("certificate", "token", "refusal"),
     [
-        ("client", TOKEN, True),
-        ("client", "an0ther-token", False),
-        ("stranger", TOKEN, False),
-        (None, TOKEN, False),
+        ("client", TOKEN, ""),
+        ("client", "an0ther-token", "expected scheme or token"),
+        ("stranger", TOKEN, "(?i)ssl|tsi"),  # what TLS says of it, in HTTP's words and in gRPC's
+        (None, TOKEN, "(?i)ssl|tsi"),
     ],
 )
 def test_senders_need_a_certificate_and_the_token(
-    protocol: str, certificate: str | None, token: str, taken: bool, keys: Path, gateway: Collector
+    protocol: str,
+    certificate: str | None,
+    token: str,
+    refusal: str,
+    keys: Path,
+    gateway: Collector,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     name = "COLLECTOR_OTLP_GRPC" if protocol == "grpc" else "COLLECTOR_OTLP_HTTP"
     environment = {
@@ -328,9 +334,11 @@ def test_senders_need_a_certificate_and_the_token(
         environment["OTEL_EXPORTER_OTLP_CLIENT_KEY"] = str(keys / f"{certificate}.key")
     client = OtlpClient(environ=environment)
     client.traces(one_span())
-    client.close(10 if taken else 0.7)
-    assert client.sent == taken
-    assert bool(client.lost) is not taken
+    wait_for(lambda: client.sent or caplog.messages)
+    client.close(0)
+    assert client.sent == (not refusal)
+    assert bool(client.lost) == bool(refusal)
+    assert re.search(refusal, " ".join(caplog.messages))
 
 
 @pytest.fixture(scope="module")
