@@ -192,12 +192,13 @@ def test_as_a_command(truth: Truth, tmp_path: Path) -> None:
     assert not (tmp_path / "b.png").exists()
 
 
-def test_without_matplotlib_the_command_says_how_to_get_it() -> None:
-    code = """
+@pytest.mark.parametrize("arguments", ["plot latest", "compare a b --plot c.svg"])
+def test_without_matplotlib_the_command_says_how_to_get_it(arguments: str) -> None:
+    code = f"""
 import sys
 sys.modules["matplotlib"] = None  # what an absent package looks like to import
 from benchlab_otel.cli import main
-sys.argv = ["benchlab-otel", "plot", "latest"]
+sys.argv = ["benchlab-otel", *{arguments.split()}]
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 from rich.console import Console
 
 from benchlab_otel.cli import options
-from benchlab_otel.cli.errors import UserError
+from benchlab_otel.cli.errors import UserError, needing
 from benchlab_otel.cli.session import find, load
 from benchlab_otel.config import Settings
 from benchlab_otel.export.compare import Comparison, compare
@@ -87,14 +86,8 @@ def _plotter(plot: Path | None) -> Callable[[Path, Sequence[Comparison]], None] 
     """What draws the picture, where one is wanted."""
     if plot is None:
         return None
-    try:
+    with needing("matplotlib>=3.10"):
         from benchlab_otel.export import compare_plot
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise UserError(
-            f"matplotlib is not installed: {sys.executable} -m pip install 'matplotlib>=3.10'"
-        ) from None
     if plot.suffix not in compare_plot.SUFFIXES:
         raise UserError(f"--plot {plot}: expected a name that ends with {' or '.join(compare_plot.SUFFIXES)}")
     return compare_plot.write

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -15,7 +14,7 @@ import typer
 
 from benchlab_otel.archive.session import Session
 from benchlab_otel.cli import options
-from benchlab_otel.cli.errors import UserError
+from benchlab_otel.cli.errors import UserError, needing
 from benchlab_otel.cli.session import find, load_energies, reading
 from benchlab_otel.export import capframex, capframex_csv
 from benchlab_otel.export.capframex_columns import NO_OPTIONS, Options
@@ -180,12 +179,8 @@ def _targets(
 
 
 def _parquet(sessions: Sequence[Session], out: Path | None, pipeline: str | None) -> str:
-    try:
+    with needing("pyarrow>=20"):
         from benchlab_otel.export.parquet import write_parquet
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "pyarrow":
-            raise
-        raise UserError(f"pyarrow is not installed: {sys.executable} -m pip install 'pyarrow>=20'") from None
     return _tables(write_parquet, "parquet", sessions, out, pipeline)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Wrong options, configuration or input; the message says what was expected and what to do."""
@@ -13,3 +17,17 @@ class Failure(Exception):
     """The request was right but something failed while running: a device, a disk, a port."""
 
     exit_code = 1
+
+
+@contextmanager
+def needing(requirement: str) -> Iterator[None]:
+    """Around the import of what needs an optional package: where that is absent, a UserError that says how
+    to get it."""
+    package = requirement.partition(">")[0]
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        how = f"{sys.executable} -m pip install '{requirement}'"
+        raise UserError(f"{package} is not installed: {how}") from None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from benchlab_otel.cli import options
-from benchlab_otel.cli.errors import UserError
+from benchlab_otel.cli.errors import UserError, needing
 from benchlab_otel.cli.session import Reference, find, load
 
 
@@ -35,14 +34,8 @@ def command(
       benchlab-otel plot latest --out power.png
       benchlab-otel plot latest --from 12 --to 12.5 --domain gpu --out gpu.svg
     """
-    try:
+    with needing("matplotlib>=3.10"):
         from benchlab_otel.export import plot
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise UserError(
-            f"matplotlib is not installed: {sys.executable} -m pip install 'matplotlib>=3.10'"
-        ) from None
     if out.suffix not in plot.SUFFIXES:
         raise UserError(f"--out {out}: expected a name that ends with {' or '.join(plot.SUFFIXES)}")
     recording, _ = load(find(session, options.settings(config).session.data_dir))
