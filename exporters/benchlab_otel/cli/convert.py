@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,14 +25,15 @@ from benchlab_otel.export.stream import stream
 from benchlab_otel.export.tables import Block, name_of, table_blocks
 from benchlab_otel.model import Run
 
+Format = Literal[
+    "capframex-json", "capframex-csv", "presentmon-csv", "parquet", "csv", "perfetto", "otlp-json"
+]  # those of CAPTURES and WHOLE
 Writer = Callable[[Path, Sequence[Run], Options], None]
-CAPTURES: dict[str, tuple[str, Writer]] = {  # name: (suffix, writer of the runs of one pipeline)
+CAPTURES: dict[Format, tuple[str, Writer]] = {  # name: (suffix, writer of the runs of one pipeline)
     "capframex-json": (".json", capframex.write_json),
     "capframex-csv": (".csv", capframex_csv.write_csv),
     "presentmon-csv": (".presentmon.csv", capframex_csv.write_presentmon),
 }
-Whole = Literal["parquet", "csv", "perfetto", "otlp-json"]
-Format = StrEnum("Format", {name: name for name in (*CAPTURES, *get_args(Whole))})  # type: ignore[misc]  # made from the tables
 
 Pairs = Annotated[
     list[str] | None,
@@ -84,15 +84,13 @@ def command(
     sessions = [find(name, data_dir) for name in session]
     if recorded:
         sessions = [_as_recorded(session) for session in sessions]
-    for line in convert(
-        sessions, to.value, out, Options(tuple(pair or ()), tuple(accelerator or ())), pipeline
-    ):
+    for line in convert(sessions, to, out, Options(tuple(pair or ()), tuple(accelerator or ())), pipeline):
         print(line)
 
 
 def convert(
     sessions: Sequence[Session],
-    to: str,
+    to: Format,
     out: Path | None = None,
     chosen: Options = NO_OPTIONS,
     pipeline: str | None = None,
@@ -119,7 +117,7 @@ def _as_recorded(session: Session) -> Session:
     return replace(session, recorded=True)
 
 
-def check(to: str, chosen: Options) -> None:
+def check(to: Format, chosen: Options) -> None:
     """Raises UserError where the format has no use for the options."""
     if to not in CAPTURES and chosen != NO_OPTIONS:
         raise UserError(f"--pair and --accelerator are for {', '.join(CAPTURES)}; {to} has every stage")
@@ -130,7 +128,7 @@ def check(to: str, chosen: Options) -> None:
 
 def _captures(
     sessions: Sequence[Session],
-    to: str,
+    to: Format,
     out: Path,
     chosen: Options,
     pipeline: str | None,
@@ -218,7 +216,7 @@ def _otlp_json(sessions: Sequence[Session], out: Path | None, pipeline: str | No
     return f"{folder}  " + ", ".join(f"{count:,} requests of {name}" for name, count in counts.items())
 
 
-WHOLE: dict[str, Callable[[Sequence[Session], Path | None, str | None], str]] = {
+WHOLE: dict[Format, Callable[[Sequence[Session], Path | None, str | None], str]] = {
     "parquet": _parquet,
     "csv": _csv,
     "perfetto": _perfetto,

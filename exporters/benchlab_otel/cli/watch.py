@@ -43,13 +43,13 @@ def command(
       benchlab-otel watch --to parquet --out /data/tables --once
     """
     chosen = Options(tuple(pair or ()), tuple(accelerator or ()))
-    check(to.value, chosen)
+    check(to, chosen)
     data_dir = options.settings(config).session.data_dir
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     while not stop.is_set():
-        for line in convert_finished(data_dir, to.value, out, chosen, stop):
+        for line in convert_finished(data_dir, to, out, chosen, stop):
             print(line, flush=True)
         if once:
             return
@@ -57,7 +57,7 @@ def command(
 
 
 def convert_finished(
-    data_dir: Path, to: str, out: Path, chosen: Options, stop: threading.Event
+    data_dir: Path, to: Format, out: Path, chosen: Options, stop: threading.Event
 ) -> Iterator[str]:
     """Converts the finished sessions below `data_dir` that are not yet in the folder's ledger.
 
@@ -82,7 +82,7 @@ def convert_finished(
         _note(out, done)
 
 
-def _converted(session: Session, to: str, out: Path, chosen: Options) -> Iterator[str]:
+def _converted(session: Session, to: Format, out: Path, chosen: Options) -> Iterator[str]:
     """The session's files, named after it."""
     name = session.path.name
     if to == "perfetto":
