@@ -441,6 +441,27 @@ def test_a_manifest_of_another_version(tmp_path: Path) -> None:
     assert manifest.command == ["run", "--for", "3"]
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"root:x:0:0:root:/root:/bin/bash\n" * 40, "byte 0: no whole record starts here"),
+        (b'{\n  "name": "x",\n  "version": 1\n}\n', "line 1, byte 0: OTLP/JSON: not JSON"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, "byte 0: no whole record starts here"),
+        (packed(REQUESTS[0])[:-5], "byte 0: the last record is cut off"),
+    ],
+)
+def test_files_of_which_nothing_can_be_read_are_refused(content: bytes, place: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    for reference in (path, tmp_path):
+        with pytest.raises(SessionNotFound, match="no OTLP in it") as caught:
+            open_session(str(reference), tmp_path)
+        assert str(path) in str(caught.value)
+        assert place in str(caught.value)
+    (tmp_path / "other").write_bytes(packed(REQUESTS[0]))
+    assert len(open_session(str(tmp_path), tmp_path).traces) == 2  # one bad file costs only itself
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(SessionNotFound, match="empty folder"):
         open_session(str(tmp_path), tmp_path)

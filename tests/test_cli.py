@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,14 +23,20 @@ PROGRAM = Path(sys.executable).with_name("benchlab-otel")
 
 
 def run(
-    *arguments: str | Path, data_dir: Path | None = None, code: int = 0, **environment: str
+    *arguments: str | Path,
+    data_dir: Path | None = None,
+    code: int = 0,
+    cwd: Path | None = None,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """One command in a process of its own; checks the exit code and that nothing was traced."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("BENCHLAB_OTEL_")}
     env |= {"COLUMNS": "80", "XDG_CONFIG_HOME": os.devnull, **environment}
     if data_dir:
         env["BENCHLAB_OTEL_SESSION__DATA_DIR"] = str(data_dir)
-    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run(
+        [PROGRAM, *arguments], capture_output=True, text=True, env=env, cwd=cwd, timeout=120
+    )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     return done
@@ -247,16 +253,29 @@ def test_a_folder_that_cannot_be_written_ends_with_1(recorded: Path) -> None:
     assert done.stderr.startswith("benchlab-otel: /proc/none: ")
 
 
-def test_report_reads_a_foreign_file_and_refuses_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [("report",), ("align", "--out", "out"), ("convert", "--to", "csv", "--out", "out"), ("replay",)],
+)
+def test_a_file_that_is_no_otlp_is_refused_in_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
     file = tmp_path / "noise.otlp"
-    file.write_bytes(os.urandom(2000))
+    file.write_bytes(random.Random(1).randbytes(2000))
+    done = run(*arguments, file, data_dir=tmp_path, code=2, cwd=tmp_path)
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"benchlab-otel: {file}: no OTLP in it (byte 0: ")
+    assert "benchlab-otel import FILE" in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_file_without_frames_is_reported_so(tmp_path: Path) -> None:
+    file = tmp_path / "others.jsonl"
+    file.write_text('{"resourceSpans":[]}\n{"resourceMetrics":[]}\n')
     done = run("report", file, data_dir=tmp_path)
-    assert str(file) in done.stderr
     assert "No frame in it" in done.stdout
     assert "benchlab-otel import FILE" in done.stdout
-    start = time.monotonic()
-    run("report", tmp_path / "gone.otlp", data_dir=tmp_path, code=2)
-    assert time.monotonic() - start < 60
+    assert done.stderr == ""
+    assert "no such file" in run("report", tmp_path / "gone.otlp", data_dir=tmp_path, code=2).stderr
 
 
 def test_what_an_exporter_could_not_deliver_is_said() -> None:

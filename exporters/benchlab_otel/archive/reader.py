@@ -16,7 +16,7 @@ from benchlab_otel.otlp.json import traces_to_protobuf
 from benchlab_otel.otlp.json_spans import decode_json_traces
 
 BLOCK_BYTES = 4 << 20  # records are decoded together up to this size: one pass over many small requests
-OTHER_SIGNALS = (b'{"resourceMetrics"', b'{"resourceLogs"', b'{"resourceProfiles"')
+_OTHER_SIGNALS = (b'{"resourceMetrics"', b'{"resourceLogs"', b'{"resourceProfiles"')
 
 
 def read_spans(
@@ -52,6 +52,16 @@ def read_spans(
         faults.append(Fault(", ".join(map(str, paths)), 0, reason, 0))
 
 
+def not_otlp(paths: Sequence[Path]) -> Fault | None:
+    """What is wrong with files of which not one request can be read; None where one can, or all are empty."""
+    reading = _Reading([], False, False, lambda size: None)
+    for path in paths:
+        for record in read_records(path, reading.faults):
+            if of_other_signal(record) or any(True for _ in _decode([record], path, reading)):
+                return None
+    return reading.faults[0] if reading.faults else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Reading:
     """What is wanted of the spans, and where is told what comes of it."""
@@ -79,12 +89,17 @@ def _spans(path: Path, reading: _Reading) -> Iterator[Spans]:
         reading.progress(sum(len(record.body) for record in block))
 
 
+def of_other_signal(record: Record) -> bool:
+    """Whether it is no trace request: the Collector can write all signals into one file."""
+    return record.json and record.body.startswith(_OTHER_SIGNALS)
+
+
 def _blocks(records: Iterator[Record]) -> Iterator[list[Record]]:
     block: list[Record] = []
     size = 0
     for record in records:
-        if record.json and record.body.startswith(OTHER_SIGNALS):
-            continue  # the Collector can write all signals into one file
+        if of_other_signal(record):
+            continue
         block.append(record)
         size += len(record.body)
         if size >= BLOCK_BYTES:

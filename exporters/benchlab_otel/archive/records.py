@@ -43,9 +43,13 @@ class Fault:
     at_end: bool = False  # the last record is cut off, as it is while a file is being written
     line: int = 0  # of JSON lines, from 1
 
+    @property
+    def place(self) -> str:
+        """Where in the file, in words."""
+        return f"line {self.line}, byte {self.offset}" if self.line else f"byte {self.offset}"
+
     def __str__(self) -> str:
-        place = f"line {self.line}, byte {self.offset}" if self.line else f"byte {self.offset}"
-        return f"{self.file}: {place}: {self.reason}; {self.lost_bytes} bytes passed over"
+        return f"{self.file}: {self.place}: {self.reason}; {self.lost_bytes} bytes passed over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +241,8 @@ def _framed(
         starts = partial(_starts_record, unpack=unpack)
         found = _find(stream, offset + 1, starts, packed) if stream.seekable() else -1
         whole = found if found >= 0 else _size(stream) if stream.seekable() else offset + 4 + len(body)
-        cut_off = found < 0 and (len(prefix) < 4 or len(body) < length) and _may_be_cut(body, packed)
+        short = len(prefix) < 4 or len(body) < length <= MAX_RECORD
+        cut_off = found < 0 and short and _may_be_cut(body, packed)
         faults.append(Fault(name, offset, CUT_OFF if cut_off else DAMAGED, whole - offset, at_end=cut_off))
         if found < 0:
             return

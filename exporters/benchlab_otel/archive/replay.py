@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from benchlab_otel.archive.reader import OTHER_SIGNALS
+from benchlab_otel.archive.reader import of_other_signal
 from benchlab_otel.archive.records import Fault, Record, read_records
 from benchlab_otel.contract import CLOCK, CLOCK_WALL_OFFSET, REPLAYED
 from benchlab_otel.otlp.json import metrics_to_protobuf, traces_to_protobuf
@@ -85,7 +85,7 @@ def _metrics(path: Path, faults: list[Fault]) -> Iterator[Request]:
 
 def _parsed(record: Record, signal: Signal, path: Path, faults: list[Fault]) -> Any:
     kind = ExportTraceServiceRequest if signal == "traces" else ExportMetricsServiceRequest
-    if record.json and signal == "traces" and record.body.startswith(OTHER_SIGNALS):
+    if signal == "traces" and of_other_signal(record):
         return None
     try:
         convert = traces_to_protobuf if signal == "traces" else metrics_to_protobuf

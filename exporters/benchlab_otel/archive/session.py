@@ -38,6 +38,7 @@ from benchlab_otel.archive.manifest import (
     read_manifest,
     write_manifest,
 )
+from benchlab_otel.archive.reader import not_otlp
 from benchlab_otel.archive.records import compressor, frame
 from benchlab_otel.timebase import Anchor
 
@@ -50,7 +51,7 @@ FLUSH_SECONDS = 1.0
 
 
 class SessionNotFound(LookupError):
-    """No session, or more than one, goes by that name; the message lists what there is."""
+    """No session, or more than one, goes by that name; the message says what there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +242,7 @@ def _acquire(path: Path) -> IO[str]:
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
+    except OSError:  # somebody else has it
         file.close()
         raise
     return file
@@ -299,13 +300,13 @@ def open_session(reference: str, data_dir: Path) -> Session:
     """The session that `reference` names: a folder, an OTLP file, an id, the start of one, or "latest".
 
     "-" is an OTLP file on standard input. Raises SessionNotFound, with what there is, where none or
-    several fit.
+    several fit, or where nothing in the files is OTLP.
     """
     path = _standard_input() if reference == "-" else Path(reference)
     if path.is_dir():
         return _at(path)
     if path.is_file():
-        return Session(path, None, [path], [])
+        return _bare(path, [path])
     if not SESSION_ID.match(reference):
         raise SessionNotFound(f"{reference}: no such file or folder")
     ids = session_ids(data_dir)
@@ -343,12 +344,22 @@ def _at(path: Path) -> Session:
         files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
         if not files:
             raise SessionNotFound(f"{path}: an empty folder, no session and no OTLP file in it")
-        return Session(path, None, files, [])
+        return _bare(path, files)
     manifest = read_manifest(manifest_path)
     traces = _present(path, [TRACES]) + imported_files(path)
     energy = _present(path, [ENERGY])
     recorded = manifest is not None and manifest.raw_removed is not None and bool(energy)
     return Session(path, manifest, traces, energy, is_running(path), recorded)
+
+
+def _bare(path: Path, files: list[Path]) -> Session:
+    """Files without a manifest, if there is anything in them that can be read."""
+    if fault := not_otlp(files):
+        raise SessionNotFound(
+            f"{fault.file}: no OTLP in it ({fault.place}: {fault.reason});"
+            " captures and logs of other programs: benchlab-otel import FILE"
+        )
+    return Session(path, None, files, [])
 
 
 def imported_files(path: Path) -> list[Path]:
