@@ -1,4 +1,5 @@
-"""Sessions as commands take them: found by name, read with a progress bar, faults told on stderr."""
+"""Sessions as commands take them: found by name, with a progress bar while they are read, and faults told on
+stderr. What is read of one: `loading`."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -14,9 +15,6 @@ from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session, SessionNotFound, open_session
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.cli.progress import progress
-from benchlab_otel.export.recorded import load_recorded, load_recorded_runs
-from benchlab_otel.export.recording import Recording, attributed, load_conditioned_runs, load_runs
-from benchlab_otel.model import Run
 
 Reference = Annotated[
     str,
@@ -25,9 +23,6 @@ Reference = Annotated[
     ),
 ]
 
-T = TypeVar("T")
-Reader = Callable[[Session, list[Fault], Callable[[int], None]], T]
-
 
 def find(reference: str, data_dir: Path) -> Session:
     """The session that a person named; UserError where there is none."""
@@ -35,26 +30,6 @@ def find(reference: str, data_dir: Path) -> Session:
         return open_session(reference, data_dir)
     except SessionNotFound as error:
         raise UserError(str(error)) from None
-
-
-def load(session: Session) -> tuple[Recording, list[Fault]]:
-    """All of the session and what of it could not be read; the faults are told on stderr too."""
-    if session.recorded:
-        return _read(session, load_recorded)
-    runs, faults = _read(session, load_runs)
-    with progress("Attributing"):
-        return attributed(runs), faults
-
-
-def load_energies(session: Session) -> list[Run]:
-    """The session's runs with all their energies; what could not be read is told on stderr."""
-    return _read(session, load_recorded_runs if session.recorded else load_conditioned_runs)[0]
-
-
-def _read(session: Session, reader: Reader[T]) -> tuple[T, list[Fault]]:
-    with reading([session]) as (faults, advance):
-        found = reader(session, faults, advance)
-    return found, faults
 
 
 @contextmanager
