@@ -99,7 +99,6 @@ def told(tmp_path: Path, load: power.Load, meter: power.Meter, seed: int) -> Tol
 )
 def test_joules_of_an_archive(load: power.Load, meter: power.Meter, most: float, tmp_path: Path) -> None:
     found = [told(tmp_path, load, meter, seed) for seed in range(2)]
-    print(found)
     assert np.mean([f.conditioned for f in found]) < most
     assert all(f.conditioned < f.interpolated for f in found)
     assert np.mean([f.held for f in found]) >= 0.9

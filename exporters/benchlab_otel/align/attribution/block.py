@@ -12,7 +12,7 @@ from benchlab_otel.align.attribution.condition import Posterior, Wanted, Weight,
 from benchlab_otel.align.attribution.conserve import Entry, Shares, entry
 from benchlab_otel.align.attribution.design import Design, Pieces, build, part_of
 from benchlab_otel.align.attribution.fit import Fit, Variances, fit
-from benchlab_otel.align.attribution.misfit import Misfit, misfit
+from benchlab_otel.align.attribution.misfit import Misfit, Moved, misfit
 from benchlab_otel.align.attribution.overlap import seconds_in
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped, resolve
 from benchlab_otel.align.attribution.selfcheck import SelfCheck
@@ -74,7 +74,7 @@ class Sums:
 @dataclass(slots=True)
 class Block:
     """A fitted block: its posterior, `owner` (pieces,) the stage row of each piece, and what was found;
-    `misfit` where the readings contradict the marks."""
+    `misfit` where the readings contradict the model."""
 
     posterior: Posterior
     owner: Int
@@ -106,7 +106,7 @@ def fitted_block(work: Work, rows: Windows, start: Variances | None, fit_rows: i
 
 
 def _misfit(work: Work, posterior: Posterior, owner: Int, resolution: Resolution) -> Misfit | None:
-    """What the readings say against the marks of the stage rows that the block sees."""
+    """What the readings say against the marks and steady powers of the stage rows that the block sees."""
     names = [
         " and ".join(work.names[s][1] for s in np.flatnonzero(resolution.column == c))
         for c in range(posterior.design.pieces.stages)
@@ -166,8 +166,9 @@ def _check(posterior: Posterior) -> SelfCheck:
 def add_block(sums: Sums, block: Block, core: Core) -> None:
     """Adds all that the block says of the time `core`."""
     widened = block.check.widened
-    add_energies(sums, block.posterior, block.owner, core, widened, block.misfit)
-    _add_stages(sums, block, core)
+    moved = moved_by(block.misfit, sums.work, block.posterior, block.owner)
+    add_energies(sums, block.posterior, block.owner, core, widened, moved)
+    _add_stages(sums, block, core, moved)
     sums.entries.append(entry(block.posterior, sums.shares, core))
     sums.checks.append((len(block.posterior.design.rows), block.check))
     value, variance = mean_of(block.posterior, np.zeros(len(block.owner)), 1.0)
@@ -181,15 +182,14 @@ def add_energies(
     owner: Int,
     core: Core,
     widened: float = 1.0,
-    wrong: Misfit | None = None,
+    moved: Moved | None = None,
 ) -> None:
     """Adds the part of each frame's and stage row's energy that lies within the core."""
     work, pieces = sums.work, posterior.design.pieces
-    moved = _moved(wrong, work, posterior, owner)
 
     def energy_and_sd(want: Wanted) -> tuple[Float, Float]:
         mean, variance = energies(posterior, want)
-        more = wrong.variance(want, moved, posterior) if wrong is not None else 0.0
+        more = moved.variance(want) if moved is not None else 0.0
         return mean, np.sqrt(widened**2 * variance + more)
 
     frames = np.flatnonzero((work.end >= core[0]) & (work.begin < core[1]))
@@ -220,11 +220,9 @@ def add_energies(
     _note_rows(sums, posterior.design.rows, frames)
 
 
-def _moved(wrong: Misfit | None, work: Work, posterior: Posterior, owner: Int) -> Float:
-    """(pieces, r) W: what a model that is wrong so would move the pieces' power by."""
-    if wrong is None:
-        return np.zeros((len(owner), 0))
-    return wrong.of_pieces(posterior, (work.piece_end - work.piece_begin)[owner])
+def moved_by(wrong: Misfit | None, work: Work, posterior: Posterior, owner: Int) -> Moved | None:
+    """What a model that is wrong so would move of the posterior."""
+    return wrong.moves(posterior, (work.piece_end - work.piece_begin)[owner]) if wrong is not None else None
 
 
 def _note_rows(sums: Sums, rows: Windows, frames: Int) -> None:
@@ -237,26 +235,26 @@ def _note_rows(sums: Sums, rows: Windows, frames: Int) -> None:
     sums.last[frames] = rows.row[final]
 
 
-def _add_stages(sums: Sums, block: Block, core: Core) -> None:
+def _add_stages(sums: Sums, block: Block, core: Core, moved: Moved | None) -> None:
     """Adds the block's watts and joules of each stage, and why some have none."""
     work, posterior, column = sums.work, block.posterior, block.resolution.column
     pieces, reason, widened = posterior.design.pieces, block.resolution.reason, block.check.widened
     inside = np.clip(pieces.end, *core) - np.clip(pieces.begin, *core)
-    moved, wrong = _moved(block.misfit, work, posterior, block.owner), block.misfit
     for c in range(pieces.stages):
         group = tuple(np.flatnonzero(column == c).tolist())
         seconds = np.where(pieces.stage == c, inside, 0.0)
         active = float(seconds.sum())
         seen = np.where(sums.covered[work.frame[block.owner]], seconds, 0.0)
         joules, variance = mean_of(posterior, seen)
-        off_watts = active**2 * float(np.sum(wrong.power[c] ** 2)) if wrong is not None else 0.0
+        off_watts = float(np.sum((active * block.misfit.power[c]) ** 2)) if block.misfit is not None else 0.0
+        off_joules = float(np.sum((seen @ moved.pieces) ** 2)) if moved is not None else 0.0
         s = sums.stages.setdefault(group, StageSum())
         s.seconds += active
         s.watts += active * float(block.fit.watts[c])
         s.variance += active**2 * float(block.fit.covariance[c, c]) * widened**2 + off_watts
         s.spread += active * float(np.sqrt(block.fit.variances.stage[c]))
         s.joules += joules
-        s.joules_variance += variance * widened**2 + float(np.sum((seen @ moved) ** 2))
+        s.joules_variance += variance * widened**2 + off_joules
         s.reason = s.reason or reason[group[0]]
     for stage in np.flatnonzero(column == BASE):
         sums.stages.setdefault((int(stage),), StageSum()).reason = reason[stage]

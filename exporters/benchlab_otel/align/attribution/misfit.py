@@ -49,28 +49,42 @@ class Misfit:
     back: Float
     finding: str
 
-    def of_pieces(self, posterior: Posterior, length: Float) -> Float:
-        """(m, r) W: of the posterior's pieces, whose occurrences are `length` (m,) s long."""
+    def moves(self, posterior: Posterior, length: Float) -> Moved:
+        """What it moves of a posterior whose pieces are parts of occurrences `length` (m,) s long."""
         pieces = posterior.design.pieces
+        middle, base = slow_base(posterior)
+        above = base - self.level
         none = np.zeros((len(self.base), len(pieces)))
         once = np.divide(self.once[pieces.stage].T, length, out=none, where=length > 0)
-        above = slow_base(posterior, (pieces.begin + pieces.end) / 2) - self.level
-        moved: Float = self.power[pieces.stage] + once.T + above[:, None] * self.swing[pieces.stage]
-        return moved
+        at = np.interp((pieces.begin + pieces.end) / 2, middle, above)
+        moved = self.power[pieces.stage] + once.T + at[:, None] * self.swing[pieces.stage]
+        return Moved(moved, self.base, self.back, middle, above)
 
-    def variance(self, wanted: Wanted, pieces: Float, posterior: Posterior) -> Float:
-        """(f,) J²: what it adds to the variance of the wanted energies; `pieces` of `of_pieces`."""
-        moved = wanted.seconds @ pieces
+
+@dataclass(slots=True)
+class Moved:
+    """`pieces` (m, r) W of each piece and `base` (r,) W in each direction of a `Misfit`, and `back` (r,)
+    for each W that the base is `above` its mean at the `times` (n,) s."""
+
+    pieces: Float
+    base: Float
+    back: Float
+    times: Float
+    above: Float
+
+    def variance(self, wanted: Wanted) -> Float:
+        """(f,) J²: what it adds to the variance of the wanted energies."""
+        moved = wanted.seconds @ self.pieces
         if wanted.lo is not None and wanted.hi is not None and wanted.weight is not None:
             weight = wanted.weight(wanted.hi) - wanted.weight(wanted.lo)
-            above = slow_base(posterior, (wanted.lo + wanted.hi) / 2) - self.level
+            above = np.interp((wanted.lo + wanted.hi) / 2, self.times, self.above)
             moved = moved + weight[:, None] * (self.base + np.outer(above, self.back))
         added: Float = np.sum(moved**2, axis=1)
         return added
 
 
-def slow_base(posterior: Posterior, at: Float) -> Float:
-    """(k,) W: the base around the times (k,) s, the mean of some seconds but for the readings close by.
+def slow_base(posterior: Posterior) -> tuple[Float, Float]:
+    """Times (n,) s and the base (n,) W around them, the mean of some seconds but for the readings close by.
 
     Chance in a reading moves the base at it, too; what both have in common would look like a swing.
     """
@@ -79,7 +93,7 @@ def slow_base(posterior: Posterior, at: Float) -> Float:
     base = base_power(posterior, middle)
     near, far = (max(least, round(s / rows.period)) for least, s in (_NEAR, _FAR))
     around = _running_sum(base, far) - _running_sum(base, near)
-    return np.interp(at, middle, around / (2 * (far - near)))
+    return middle, around / (2 * (far - near))
 
 
 def _running_sum(values: Float, half: int) -> Float:
@@ -105,29 +119,34 @@ def misfit(posterior: Posterior, begin: Float, end: Float, stage: Int, names: li
     shifted = np.column_stack([_density(design.rows, t) for t in times]) @ (late[:, None] * moves)
     level, swung, duty = _swings(posterior)
     rows = np.hstack([shifted, swung])
-    columns = np.diff(rows, axis=0)
-    pulled = solved.factor.solve(columns)
-    taken = solved.covariance @ (design.contrast.T @ pulled)  # what the watts take up of each column
-    information = columns.T @ pulled - (design.contrast.T @ pulled).T @ taken
-    information += 1e-9 * np.diag(np.maximum(np.diag(information), np.finfo(float).tiny))
-    score = columns.T @ solved.alpha
-    marks, k = len(said), len(said) + swung.shape[1]
-    said += [f"the power of {n}" for n in names][: swung.shape[1]]
+    taken, information, score = _tested(posterior, np.diff(rows, axis=0))
+    marks, k = len(said), len(said) + stages
+    said += [f"the power of {n}" for n in names]
     chi2 = float(score @ np.linalg.solve(information, score))
     if chi2 < k + _SURE * np.sqrt(2 * k) + _SURE**2:
         return None
     usual = np.append(np.full(marks, _USUAL), 1 / np.maximum(duty, _LEAST_DUTY))
-    covariance = np.linalg.inv(information + np.diag(usual[:k] ** -2.0))
+    covariance = np.linalg.inv(information + np.diag(usual**-2.0))
     mean = covariance @ score
     values, vectors = np.linalg.eigh(covariance + np.outer(mean, mean))
     sds = vectors * np.sqrt(np.maximum(values, 0.0))
     power = -taken @ sds
     base = -np.mean(rows @ sds + design.active @ power, axis=0)
     once = (late[:, None] * (moves @ sds[:marks])).reshape(2, stages, k).sum(axis=0)
-    swing = np.zeros((stages, k))
-    swing[: k - marks] = sds[marks:]
     finding = _finding(chi2, score, information, said, marks)
-    return Misfit(power, once, base, level, swing, -duty @ swing, finding)
+    return Misfit(power, once, base, level, sds[marks:], -duty @ sds[marks:], finding)
+
+
+def _tested(posterior: Posterior, columns: Float) -> tuple[Float, Float, Float]:
+    """What the watts take up (stages, k) of more columns (n − 1, k) of the model, their information (k, k)
+    and score (k,)."""
+    design, solved = posterior.design, posterior.solved
+    pulled = solved.factor.solve(columns)
+    against = design.contrast.T @ pulled
+    taken = solved.covariance @ against
+    information = columns.T @ pulled - against.T @ taken
+    information += 1e-9 * np.diag(np.maximum(np.diag(information), np.finfo(float).tiny))
+    return taken, information, columns.T @ solved.alpha
 
 
 def _swings(posterior: Posterior) -> tuple[float, Float, Float]:
@@ -135,9 +154,10 @@ def _swings(posterior: Posterior) -> tuple[float, Float, Float]:
     movement, 1 W of it a W, and the share of the time (stages,) that each is active."""
     design = posterior.design
     pieces = design.pieces
-    above = slow_base(posterior, (pieces.begin + pieces.end) / 2)
-    level = float(slow_base(posterior, (design.rows.lo + design.rows.hi) / 2).mean())
-    columns = [design.overlap @ np.where(pieces.stage == s, above - level, 0.0) for s in range(pieces.stages)]
+    middle, base = slow_base(posterior)
+    level = float(base.mean())
+    above = np.interp((pieces.begin + pieces.end) / 2, middle, base) - level
+    columns = [design.overlap @ np.where(pieces.stage == s, above, 0.0) for s in range(pieces.stages)]
     return level, np.column_stack(columns), design.active.mean(axis=0)
 
 

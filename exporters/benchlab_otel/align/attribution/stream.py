@@ -25,7 +25,7 @@ from benchlab_otel.align.attribution.attribute import (
     nothing,
     pipeline_energies,
 )
-from benchlab_otel.align.attribution.block import Sums, add_energies, design_of, usual_span
+from benchlab_otel.align.attribution.block import Sums, add_energies, design_of, moved_by, usual_span
 from benchlab_otel.align.attribution.condition import condition
 from benchlab_otel.align.attribution.conserve import is_covered, shares_of
 from benchlab_otel.align.attribution.fit import Fit
@@ -311,7 +311,8 @@ def _energies_of(state: State, frames: list[Frames], readings: Readings, offset:
     kept = column[work.stage[owner]] != BASE
     try:
         posterior = condition(design, state.fit, usual_span(work, rows))
-        add_energies(sums, posterior, owner[kept], (rows.lo[0], rows.hi[-1]), state.widened, state.misfit)
+        moved = moved_by(state.misfit, work, posterior, owner[kept])
+        add_energies(sums, posterior, owner[kept], (rows.lo[0], rows.hi[-1]), state.widened, moved)
     except np.linalg.LinAlgError:  # readings that contradict the fit beyond what numbers can hold
         return [nothing(f) for f in frames]
     blind = np.array([bool(r) for r in state.resolution.reason], bool)
