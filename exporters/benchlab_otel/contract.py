@@ -159,7 +159,7 @@ ALIGN_LATE = Metric(
     ("item",),
 )
 ALIGN_BEHIND = Metric(
-    "align.behind", "s", "gauge", "How long ago the newest frame ended whose energy is known.", _PIPE
+    "align.behind", "s", "gauge", "How long ago the newest frame ended that the aligner is done with.", _PIPE
 )
 CLOCK_WALL = Metric(
     "clock.wall.offset", "s", "gauge", "How far the wall clock is ahead of the clock that spans carry."

@@ -69,10 +69,10 @@ CLOCKS = Row(
         ),
         lines(
             "Aligner behind",
-            "How long ago the newest frame ended whose energy is known.",
+            "How long ago the newest frame ended that the aligner is done with, its energy included.",
             "s",
             Query(series(contract.ALIGN_BEHIND), "{{pipeline_name}}"),
-            absent="no frame's energy is known yet",
+            absent="no frame is done, or none came for a minute",
         ),
         lines(
             "Late, twice or alone",

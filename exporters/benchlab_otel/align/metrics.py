@@ -26,6 +26,8 @@ from benchlab_otel.model import (
 
 Labels = tuple[str, ...]
 
+_ENDED_NS = 60_000_000_000
+
 
 @dataclass(slots=True)
 class _Histogram:
@@ -42,9 +44,10 @@ class FrameMetrics:
     pairs: Sequence[str] = ()
     histograms: dict[tuple[Metric, Labels], _Histogram] = field(default_factory=dict)
     counters: dict[tuple[Metric, Labels], int] = field(default_factory=dict)
-    gauges: dict[tuple[Metric, Labels], float] = field(default_factory=dict)
+    gauges: dict[tuple[Metric, Labels], float] = field(default_factory=dict)  # labels: the pipeline first
     last_end: dict[tuple[str, str], int] = field(default_factory=dict)  # service, pipeline: Unix ns
-    known_until: dict[str, int] = field(default_factory=dict)  # pipeline: end of its newest conditioned frame
+    seen_until: dict[str, int] = field(default_factory=dict)  # pipeline: end of the newest frame taken in
+    done_until: dict[str, int] = field(default_factory=dict)  # and of the newest one whose energies are out
 
 
 def take_in(state: FrameMetrics, aligned: Aligned) -> None:
@@ -55,6 +58,7 @@ def take_in(state: FrameMetrics, aligned: Aligned) -> None:
     for code, count in enumerate(np.bincount(frames.outcome, minlength=len(OUTCOMES)).tolist()):
         key = (contract.FRAMES, (pipeline, OUTCOMES[code]))
         state.counters[key] = state.counters.get(key, 0) + count
+    state.seen_until[pipeline] = max(int(frames.end.max()), state.seen_until.get(pipeline, 0))
     seconds = (frames.end - frames.begin) / 1e9
     _observe(state, contract.FRAME_DURATION, (pipeline,), seconds, frames, everything)
     _observe_intervals(state, frames)
@@ -76,7 +80,9 @@ def take_in(state: FrameMetrics, aligned: Aligned) -> None:
 
 
 def take_in_conditioned(state: FrameMetrics, aligned: Aligned) -> None:
-    """Adds the conditioned energies of frames that were taken in before."""
+    """Adds the conditioned energies of frames that were taken in before, and are now done with."""
+    pipeline = aligned.frames.pipeline
+    state.done_until[pipeline] = max(int(aligned.frames.end.max()), state.done_until.get(pipeline, 0))
     for energy, figures in zip(aligned.energy, aligned.conditioned, strict=bool(aligned.conditioned)):
         if figures is not None:
             _observe_energy(state, aligned.frames, energy, "conditioned", figures.energy)
@@ -91,8 +97,6 @@ def _note_conditioned(
         return
     key = (contract.FRAME_ENERGY_UNCERTAINTY, (frames.pipeline, source.meter, source.domain))
     state.gauges[key] = float(figures.energy_uncertainty[known].mean())
-    newest = int(frames.end[known].max())
-    state.known_until[frames.pipeline] = max(newest, state.known_until.get(frames.pipeline, 0))
 
 
 def _observe_intervals(state: FrameMetrics, frames: Frames) -> None:
@@ -182,10 +186,17 @@ def attribution_points(found: Attribution, now_ns: int) -> list[Point]:
 def progress_points(state: FrameMetrics, wall_offset_ns: int, now_ns: int) -> list[Point]:
     """How far conditioning is behind, and how far the wall clock is from the time base."""
     out = [Point(contract.CLOCK_WALL, {}, wall_offset_ns * 1e-9, now_ns)]
-    for pipeline, known_ns in state.known_until.items():
-        behind = (now_ns - known_ns) * 1e-9
-        out.append(Point(contract.ALIGN_BEHIND, {"pipeline.name": pipeline}, behind, now_ns))
+    for pipeline, done_ns in state.done_until.items():
+        if not _has_ended(state, pipeline, now_ns):
+            behind = (now_ns - done_ns) * 1e-9
+            out.append(Point(contract.ALIGN_BEHIND, {"pipeline.name": pipeline}, behind, now_ns))
     return out
+
+
+def _has_ended(state: FrameMetrics, pipeline: str, now_ns: int) -> bool:
+    """Whether nothing waits and no frame came for a while: what was true of the last ones is no news."""
+    done_ns = state.done_until.get(pipeline, 0)
+    return done_ns >= state.seen_until[pipeline] and now_ns - done_ns > _ENDED_NS
 
 
 def late_points(aligner: Aligner, start_ns: int, now_ns: int) -> list[Point]:
@@ -209,6 +220,7 @@ def points(state: FrameMetrics, now_ns: int) -> list[Point | HistogramPoint]:
     out += [
         Point(metric, dict(zip(metric.labels, labels, strict=True)), value, now_ns)
         for (metric, labels), value in state.gauges.items()
+        if not _has_ended(state, labels[0], now_ns)
     ]
     for (metric, labels), found in state.histograms.items():
         named = dict(zip(metric.labels, labels, strict=True))
