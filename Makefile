@@ -1,5 +1,6 @@
 VENV := .venv
 BIN := $(VENV)/bin
+PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
 .PHONY: install gstreamer system demo test lint bench dashboards docs lock clean
@@ -8,7 +9,8 @@ install: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
 	@echo "== Setting up $(VENV): the packages of requirements.lock, into this folder only"
-	@test -x $(BIN)/python || python3 -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, and this is " + sys.version.split()[0] + "; if there is another: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --disable-pip-version-check --require-hashes --progress-bar off -q -r requirements.lock
 	@$(BIN)/pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	@touch $@

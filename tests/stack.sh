@@ -24,9 +24,9 @@ flock 9  # two builds at a time would spoil each other's
 [ "$(cat "$out/built" 2>/dev/null)" = "$stamp" ] && [ -x "$out/otelcol" ] && exit 0
 rm -rf "$out/source" "$out/built"
 {
-  GOBIN="$PWD/$out" go install "$builder"
+  GOBIN="$PWD/$out" go install "$builder" &&
   # Its last step, `go mod tidy`, may ask for modules that only other people's tests import.
-  "$out/builder" --config "$manifest" --skip-compilation || [ -f "$out/source/go.mod" ]
+  { "$out/builder" --config "$manifest" --skip-compilation || [ -f "$out/source/go.mod" ]; } &&
   (cd "$out/source" && go build -mod=mod -trimpath -ldflags='-s -w' -o ../otelcol.new .)
 } >"$out/build.log" 2>&1 || { tail -20 "$out/build.log"; fail "the build failed, see $out/build.log"; }
 mv "$out/otelcol.new" "$out/otelcol"

@@ -6,19 +6,21 @@ packages=(
   gir1.2-gst-plugins-base-1.0 gir1.2-gstreamer-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good
   gstreamer1.0-tools mosquitto prometheus python3-gi
 )
+if ! command -v dpkg-query >/dev/null; then
+  echo "== No Debian: tests that need these packages, where they are not installed, are skipped: ${packages[*]}"
+  exit 0
+fi
 missing=()
-if command -v dpkg-query >/dev/null; then
-  for package in "${packages[@]}"; do
-    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
-  done
-fi
+for package in "${packages[@]}"; do
+  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+done
 [ ${#missing[@]} -eq 0 ] && exit 0
-if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+if [ "$(id -u)" -eq 0 ]; then
   echo "== Installing from Debian, for the tests: ${missing[*]}"
-  apt-get update -qq
   # prometheus and mosquitto start servers where there is a service manager; the tests start their own
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-else
-  echo "== Not installed here, so tests that need them are skipped: ${missing[*]}"
-  echo "   As root: apt-get install ${missing[*]}"
+  apt-get update -qq &&
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null &&
+  exit 0
 fi
+echo "== Not installed here, so tests that need them are skipped: ${missing[*]}"
+echo "   As root: apt-get install ${missing[*]}"
