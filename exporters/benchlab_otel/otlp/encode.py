@@ -93,12 +93,8 @@ def encode_request(resource: Resource, batches: Sequence[SpanBatch]) -> bytes:
     return b"".join([_head(1, whole), about, spans_head, *pieces])
 
 
-def encode_spans(batch: SpanBatch) -> bytes:
-    """The batch as `ScopeSpans.spans` entries (tag, length, span), grouped by layout."""
-    return b"".join(_encoded_groups(batch))
-
-
 def _encoded_groups(batch: SpanBatch) -> list[Buffer]:
+    """The batch as `ScopeSpans.spans` entries (tag, length, span), grouped by layout."""
     n = len(batch)
     if n == 0:
         return []
@@ -314,11 +310,12 @@ def _known_template(batch: SpanBatch, columns: list[_Column], keys: Layout) -> _
         ),
         batch.table.keys if batch.table is not None else (),
     )
-    if shape not in _templates:
+    template = _templates.get(shape)  # once: another thread may clear it at any time
+    if template is None:
         if len(_templates) >= _MOST_TEMPLATES:
             _templates.clear()
-        _templates[shape] = _template(batch, columns, keys)
-    return _templates[shape]
+        template = _templates[shape] = _template(batch, columns, keys)
+    return template
 
 
 def _exactly(value: Attribute) -> object:
