@@ -535,10 +535,10 @@ def _place_attribute(layout: _Layout, body: bytes, at: int, end: int) -> None:
             whole = (a, b)
     if whole is None or whole[0] == whole[1]:
         return  # an attribute without a value says nothing
-    fields = list(_inner(body, *whole))
-    number, (a, b), wire = fields[-1]
+    given = list(_inner(body, *whole))
+    number, (a, b), wire = given[-1]
     kind = _KINDS.get((number, wire))
-    if kind is None or len(fields) > 1:
+    if kind is None or len(given) > 1:
         kind, (a, b) = "o", whole
     layout.structure[a:b] = 0x80 if kind in "ib" else 0
     layout.values.append(_Value(key, kind, a, b - a))

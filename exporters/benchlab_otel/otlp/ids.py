@@ -58,8 +58,3 @@ def parse_traceparent(text: str) -> tuple[int, int, int]:
     if trace == 0 or span == 0:
         raise ValueError(f"traceparent with an all-zero id: {text[:80]!r}")
     return trace >> 64, trace & _MASK, span
-
-
-def trace_hex(trace: Uint) -> list[str]:
-    """The 32-digit hexadecimal forms of (n, 2) trace ids."""
-    return [f"{int(hi):016x}{int(lo):016x}" for hi, lo in trace]

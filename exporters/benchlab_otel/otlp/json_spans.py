@@ -73,30 +73,30 @@ class _FullSpan(_Span, gc=False):
 
 
 class _Scope(Struct, gc=False):
-    spans: list[_Span] = []
+    spans: Sequence[_Span] = []
 
 
-class _FullScope(Struct, gc=False):
-    spans: list[_FullSpan] = []
+class _FullScope(_Scope, gc=False):
+    spans: Sequence[_FullSpan] = []
 
 
 class _Group(Struct, gc=False):
     resource: Raw = Raw(b"{}")
-    scopeSpans: list[_Scope] = []
+    scopeSpans: Sequence[_Scope] = []
     scope_spans: _Unusual = UNSET
 
 
 class _FullGroup(_Group, gc=False):
-    scopeSpans: list[_FullScope] = []  # type: ignore[assignment]  # only read
+    scopeSpans: Sequence[_FullScope] = []
 
 
 class _Request(Struct, gc=False):
-    resourceSpans: list[_Group] = []
+    resourceSpans: Sequence[_Group] = []
     resource_spans: _Unusual = UNSET
 
 
 class _FullRequest(_Request, gc=False):
-    resourceSpans: list[_FullGroup] = []  # type: ignore[assignment]  # only read
+    resourceSpans: Sequence[_FullGroup] = []
 
 
 _NARROW, _FULL = (
