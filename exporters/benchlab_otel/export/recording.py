@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from benchlab_otel.archive.session import Session
 from benchlab_otel.model import FrameEnergy, Frames, Int, Readings, Run, Spans
 
 Array = NDArray[Any]
+Columns = TypeVar("Columns", Frames, FrameEnergy)
 
 FOREVER_NS = 1 << 62
 METHODS = ("interpolated", "conditioned")
@@ -250,27 +251,12 @@ def in_order(run: Run, time: Int) -> Run:
     rank[order] = np.arange(len(order))
     owner = rank[frames.stage_frame]
     by_frame = np.argsort(owner, kind="stable")
-    ordered: Frames = replace(
-        frames,
-        trace=frames.trace[order],
-        span=frames.span[order],
-        begin=frames.begin[order],
-        end=frames.end[order],
-        number=frames.number[order],
-        outcome=frames.outcome[order],
-        stage_frame=owner[by_frame],
-        stage=frames.stage[by_frame],
-        stage_begin=frames.stage_begin[by_frame],
-        stage_end=frames.stage_end[by_frame],
-    )
-    energy = [
-        replace(
-            e,
-            energy=e.energy[order],
-            uncertainty=e.uncertainty[order],
-            first=e.first[order],
-            last=e.last[order],
-        )
-        for e in run.energy
-    ]
-    return Run(ordered, run.readings, energy)
+    ordered = _taken(replace(frames, stage_frame=owner), _OF_STAGES, by_frame)
+    energy = [_taken(e, _OF_ENERGY, order) for e in run.energy]
+    return Run(_taken(ordered, _OF_FRAMES, order), run.readings, energy)
+
+
+def _taken(columns: Columns, names: Iterable[str], rows: Int) -> Columns:
+    """The same with these columns in another order, or of some rows."""
+    some: dict[str, Any] = {name: getattr(columns, name)[rows] for name in names}
+    return replace(columns, **some)
