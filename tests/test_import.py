@@ -36,6 +36,10 @@ class Place:
 
     def run(self, *arguments: str, fails: int = 0) -> str:
         """What the command printed; its stderr where it is to fail."""
+        done = self.ran(*arguments, fails=fails)
+        return done.stderr if fails else done.stdout
+
+    def ran(self, *arguments: str, fails: int = 0) -> subprocess.CompletedProcess[str]:
         state = str(self.folder / "state")
         environment = {**os.environ, "XDG_STATE_HOME": state, "XDG_CONFIG_HOME": state, "TZ": "UTC"}
         program = Path(sys.executable).with_name("benchlab-otel")
@@ -49,7 +53,7 @@ class Place:
         )
         assert done.returncode == fails, done.stderr
         assert "Traceback" not in done.stderr
-        return done.stderr if fails else done.stdout
+        return done
 
     def sessions(self) -> list[str]:
         folder = self.data_dir / "sessions"
@@ -193,6 +197,17 @@ def test_wall_times_are_put_on_the_sessions_time_base(place: Place) -> None:
     frames = place.runs("live")[0].frames
     presented = frames.begin + 10_000_000
     assert (presented - START_NS).tolist() == [5 * second, 143 * second]
+
+
+def test_what_of_the_session_s_clock_cannot_be_read_is_told(place: Place) -> None:
+    recorded_with_clock(place, {0: 0, 10**12: 0})
+    traces = place.data_dir / "sessions" / "live" / "traces.otlp"
+    whole = traces.stat().st_size
+    traces.write_bytes(traces.read_bytes() + b"garbage")
+    place.write("p.csv", V1, v1(10.0))
+    told = place.ran("p.csv", "--into", "live", "--start", "2026-10-01T12:00:00+00:00").stderr
+    assert f"{traces}: byte {whole}: " in told
+    assert len(place.runs("live")[0].frames) == 1
 
 
 def test_a_file_of_another_time_is_refused(place: Place) -> None:

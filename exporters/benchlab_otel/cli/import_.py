@@ -16,7 +16,7 @@ from benchlab_otel.archive.manifest import MANIFEST, read_manifest, write_manife
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.cli.importing import FORMATS, WALL, Converted, Source, TimeBase, convert, detect, time_base
 from benchlab_otel.cli.options import ConfigFile, settings
-from benchlab_otel.cli.session import find
+from benchlab_otel.cli.session import find, reading
 
 _TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z"]
 
@@ -107,7 +107,8 @@ def _add(sources: Sequence[Source], found: session.Session) -> None:
     with session.hold(found.path) as held:
         if not held:
             raise UserError(f"{found.path.name}: being recorded; end that first")
-        base = time_base(found)
+        with reading([found]) as (faults, advance):
+            base = time_base(found, faults, advance)
         with TemporaryDirectory(prefix=".import-", dir=found.path) as scratch:
             drafts = _convert(sources, Path(scratch), base, found.manifest.id)
             manifest = read_manifest(found.path / MANIFEST) or found.manifest

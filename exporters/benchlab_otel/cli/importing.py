@@ -13,7 +13,7 @@ import numpy as np
 
 from benchlab_otel import contract, imports
 from benchlab_otel.archive.reader import read_spans
-from benchlab_otel.archive.records import compressor, frame
+from benchlab_otel.archive.records import Fault, compressor, frame
 from benchlab_otel.archive.session import Session
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.cli.progress import progress
@@ -69,11 +69,11 @@ WALL = TimeBase()
 CHANGED = "the file's time of change, taken for that of its last frame (--start TIME is surer)"
 
 
-def time_base(session: Session) -> TimeBase:
-    """The clock of a session, as its spans tell it. Raises OSError."""
+def time_base(session: Session, faults: list[Fault], advance: Callable[[int], None]) -> TimeBase:
+    """The clock of a session, as its spans tell it; `faults` gets what can't be read. Raises OSError."""
     times, offsets = [], []
     first, last = 1 << 62, 0
-    for spans in read_spans(session.traces, []):
+    for spans in read_spans(session.traces, faults, progress=advance):
         valid = (spans.start > 0) & (spans.end >= spans.start)
         if valid.any():
             first, last = min(first, int(spans.start[valid].min())), max(last, int(spans.end[valid].max()))
