@@ -6,13 +6,15 @@ ends of frames in TimeInSeconds and their duration, or the first pair's, in PcLa
 | Of the JSON | Becomes |
 |---|---|
 | Info.CreationDate | the time of the last frame: CapFrameX saves then (ours: of the first); whole seconds |
-| PmdGpuPower, PmdCpuPower, PmdSystemPower | domains `gpu`, `cpu`, `system` of the meter `capframex-pmd`, a reading every SampleTime ms |
-| SensorData2, Power: the one `GPU Power` (Total, TBP, TDP), the one `CPU Package` | domains `gpu`, `cpu` of the meter `capframex` |
-| other sensors | readings of `capframex` that are no domain |
+| Pmd{Gpu,Cpu,System}Power | domains `gpu`, `cpu`, `system` of the meter `capframex-pmd` every SampleTime ms |
+| SensorData2, of the type Power: `GPU Power` | domain `gpu` of the meter `capframex` |
+| and `CPU Package` | its domain `cpu` |
+| other sensors | its readings that are no domain |
 
+`GPU Total`, `GPU TBP` and `GPU TDP` are `GPU Power`, too; of two sensors of a domain neither is it.
 Sensors in our own captures are figures about frames and no readings: they are left out.
 Format: CapFrameX 1.8, `CapFrameX.Data.Session`; FileRecordInfo.cs for the CSV's `//` lines.
-"""  # noqa: E501 - a table
+"""
 
 from __future__ import annotations
 

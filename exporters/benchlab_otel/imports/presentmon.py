@@ -7,17 +7,20 @@ A frame that was not displayed is `dropped`: `Dropped` in 1.x, DisplayLatency NA
 
 | Stage | 1.x | 2.x |
 |---|---|---|
-| `presented` | TimeInSeconds - MsBetweenPresents to TimeInSeconds: its length is the frame time | CPUStartTime, for CPUBusy |
-| `wait` | - | from there on, for CPUWait; `presented` and `wait` together are the frame time |
+| `presented` | TimeInSeconds - MsBetweenPresents to TimeInSeconds | CPUStartTime, for CPUBusy |
+| `wait` | - | from there on, for CPUWait |
 | `present` | TimeInSeconds, for MsInPresentAPI | - |
-| `gpu` | from MsUntilRenderStart, else from MsUntilRenderComplete - msGPUActive, else from TimeInSeconds, to MsUntilRenderComplete | from GPULatency, for GPUTime |
+| `gpu` | start of rendering to MsUntilRenderComplete | GPULatency, for GPUTime |
 | `display` | MsUntilRenderComplete to MsUntilDisplayed | end of `gpu` to DisplayLatency |
 
+`presented` (2.x: with `wait`) lasts the frame time. In 1.x rendering starts at MsUntilRenderStart, else
+at MsUntilRenderComplete - msGPUActive, else at TimeInSeconds.
+
 Captures made of these frames, and `report --capframex`, count frame times between the marks `presented`,
-as CapFrameX does. Each application and swap chain is a pipeline of its own. Columns are found by name; 2.x has had them
-with and without `Ms`. CPUStartTime is in ms, in some releases in s: told apart by FrameTime.
+as CapFrameX does. Each application and swap chain is a pipeline of its own. Columns are found by name; 2.x
+has had them with and without `Ms`. CPUStartTime is in ms, in some releases in s: told apart by FrameTime.
 Source: README-ConsoleApplication.md of PresentMon 2.3, README.md of 1.9.2.
-"""  # noqa: E501 - a table
+"""
 
 from __future__ import annotations
 
