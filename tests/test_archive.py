@@ -390,7 +390,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 # -- names --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".hidden", "a\n", "x" * 101, "a b"])
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".hidden", "a\n", "x" * 81, "a b"])
 def test_names_that_could_leave_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="letters, digits"):
         create(tmp_path / "data", BASE, [], name)

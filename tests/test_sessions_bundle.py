@@ -13,7 +13,7 @@ import pytest
 
 from benchlab_otel.archive.bundle import SUMS, BundleError, pack, unpack
 from benchlab_otel.archive.notes import Note, add_note
-from benchlab_otel.archive.session import create, open_session, session_ids
+from benchlab_otel.archive.session import IMPORTED, create, imported_files, open_session, session_ids
 from conftest import need
 from test_archive import ALL, BASE, REQUESTS, read
 
@@ -44,6 +44,23 @@ def test_there_and_back(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="there already"):
         unpack(bundle, tmp_path / "there")
     assert [p.name for p in (tmp_path / "there" / "sessions").iterdir()] == [ID]
+
+
+@pytest.mark.parametrize(("name", "files"), [("x" * 80, 0), (ID, 996)])
+def test_the_longest_name_and_the_most_files_come_back(name: str, files: int, tmp_path: Path) -> None:
+    writer = create(tmp_path / "here", BASE, ["run"], name)
+    writer.close()
+    for i in range(files):
+        (writer.path / IMPORTED.format(i + 1)).touch()
+    path = tmp_path / "a.tar"
+    with path.open("wb") as file:
+        pack(writer.path, name, file)
+    assert unpack(path, tmp_path / "there") == name
+    assert len(imported_files(tmp_path / "there" / "sessions" / name)) == files
+    (writer.path / IMPORTED.format(files + 1)).touch()
+    if files:
+        with pytest.raises(BundleError, match="1001 files"):
+            pack(writer.path, name, io.BytesIO())
 
 
 def test_the_tools_of_every_system_take_it_too(bundle: Path, tmp_path: Path) -> None:
@@ -133,7 +150,7 @@ def test_compressed_bundles_and_other_files_are_refused(bundle: Path, tmp_path: 
 
 def test_a_file_twice_or_none_or_without_sums_is_refused(tmp_path: Path) -> None:
     refused(hostile((f"{ID}/traces.otlp", b"a"), (f"{ID}/traces.otlp", b"a")), tmp_path, "twice")
-    refused(hostile(*((f"{ID}/t{i}", b"a") for i in range(100))), tmp_path, "64 files")
+    refused(hostile(*((f"{ID}/t{i}", b"a") for i in range(1001))), tmp_path, "1000 files")
     refused(hostile(), tmp_path, "no file")
     refused(hostile((f"{ID}/traces.otlp", b"a")), tmp_path, "manifest.json")
     refused(hostile((f"{ID}/manifest.json", b'{"id":"other","created":""}')), tmp_path, "manifest.json")

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from benchlab_otel.archive.manifest import MANIFEST, read_manifest
-from benchlab_otel.archive.session import SESSION_ID, free_bytes
+from benchlab_otel.archive.session import NAME, free_bytes
 
 SUMS = "SHA256SUMS"
-MAX_FILES = 64
+MAX_FILES = 1000
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
 _SUM = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]{0,99})")
@@ -35,15 +35,20 @@ class BundleError(ValueError):
 
 def members(session: Path) -> list[Path]:
     """The files of a session's folder that belong to it."""
-    names = (p for p in session.iterdir() if p.is_file() and not p.is_symlink() and SESSION_ID.match(p.name))
+    names = (p for p in session.iterdir() if p.is_file() and not p.is_symlink() and NAME.match(p.name))
     return sorted(p for p in names if p.name not in ("lock", SUMS))
 
 
 def pack(session: Path, session_id: str, out: IO[bytes]) -> int:
-    """Writes a session that is not being recorded as a bundle; returns its bytes."""
-    sums = []
+    """Writes a session that is not being recorded as a bundle; returns its bytes.
+
+    Raises BundleError where it has more files than `unpack` takes.
+    """
+    files, sums = members(session), []
+    if len(files) > MAX_FILES:
+        raise BundleError(f"{session}: {len(files)} files; a bundle has at most {MAX_FILES}")
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for path in members(session):
+        for path in files:
             with path.open("rb") as file:
                 reading = _Hashing(file)
                 tar.addfile(_entry(f"{session_id}/{path.name}", os.fstat(file.fileno())), reading)
@@ -88,7 +93,7 @@ def unpack(bundle: Path, data_dir: Path, min_free_bytes: int = 0) -> str:
     size = bundle.stat().st_size
     if free_bytes(sessions) - size < min_free_bytes:
         raise OSError(
-            28, f"no room for {size:,} bytes of {bundle} beside session.min_free_mib", str(sessions)
+            errno.ENOSPC, f"no room for {size:,} bytes of {bundle} beside session.min_free_mib", str(sessions)
         )
     draft = sessions / f".import-{secrets.token_hex(4)}"
     draft.mkdir()
@@ -111,13 +116,13 @@ def _extract(file: BinaryIO, size: int, folder: Path, bundle: Path) -> str:
         where = f"{bundle}: byte {at}"
         owner, _, name = entry.name.partition("/")
         session_id = session_id or owner
-        if owner != session_id or not SESSION_ID.match(owner) or not SESSION_ID.match(name):
+        if owner != session_id or not NAME.match(owner) or not NAME.match(name):
             raise BundleError(f"{where}: expected a file in one session's folder, found {entry.name!r:.80}")
-        if name in found or len(found) >= MAX_FILES:
-            raise BundleError(f"{where}: {name} is there twice, or more than {MAX_FILES} files")
         if name == SUMS:
             sums = file.read(min(entry.size, _CHUNK))
             continue
+        if name in found or len(found) >= MAX_FILES:
+            raise BundleError(f"{where}: {name} is there twice, or more than {MAX_FILES} files")
         found[name] = _copy(file, entry.size, folder / name)
     expected = {name: digest for digest, name in _SUM.findall(sums.decode("ascii", "replace"))}
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))

@@ -44,7 +44,7 @@ from benchlab_otel.timebase import Anchor
 
 log = logging.getLogger(__name__)
 
-SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}\Z")  # of a session: with a file's it fits a tar's header
 TRACES, METRICS, ENERGY = "traces.otlp", "metrics.otlp", "energy.otlp"
 IMPORTED = "imported-{}.otlp"
 FLUSH_SECONDS = 1.0
@@ -276,7 +276,7 @@ def create(
     """
     now = datetime.now(UTC)
     chosen = new_id(now) if session_id is None else session_id
-    if not SESSION_ID.match(chosen):
+    if not NAME.match(chosen):
         raise ValueError(f"session id {chosen!r}: letters, digits, '.', '_' and '-' only")
     manifest = Manifest(
         id=chosen,
@@ -307,7 +307,7 @@ def open_session(reference: str, data_dir: Path) -> Session:
         return _at(path)
     if path.is_file():
         return _bare(path, [path])
-    if not SESSION_ID.match(reference):
+    if not NAME.match(reference):
         raise SessionNotFound(f"{reference}: no such file or folder")
     ids = session_ids(data_dir)
     matches = ids[-1:] if reference == "latest" else [i for i in ids if i.startswith(reference)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shlex
 import shutil
 import textwrap
@@ -272,8 +271,11 @@ def export_(
         raise UserError(f"{found.path.name}: being recorded; end that first")
     session_id = found.manifest.id if found.manifest else found.path.name
     path = out or Path(f"{session_id}.benchlab.tar")
-    with replacing(path) as file:
-        size = bundle.pack(found.path, session_id, file)
+    try:
+        with replacing(path) as file:
+            size = bundle.pack(found.path, session_id, file)
+    except bundle.BundleError as error:
+        raise UserError(str(error)) from None
     print(f"{path}: {session_id}, {_size(size)}")
 
 
@@ -295,10 +297,8 @@ def import_(
             session_id = bundle.unpack(path, settings.session.data_dir, min_free)
         except bundle.BundleError as error:
             raise UserError(str(error)) from None
-        except OSError as error:
-            if error.errno == errno.EEXIST:
-                raise UserError(f"{path}: {error.filename}: {error.strerror}") from None
-            raise
+        except FileExistsError as error:
+            raise UserError(f"{path}: {error.filename}: {error.strerror}") from None
         print(f"session {session_id} in {settings.session.data_dir / 'sessions' / session_id}")
 
 
