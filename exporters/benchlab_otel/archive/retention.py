@@ -18,7 +18,7 @@ from typing import Literal
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
-from benchlab_otel.archive.manifest import MANIFEST, read_manifest, write_manifest
+from benchlab_otel.archive.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from benchlab_otel.archive.records import Fault, compressor, frame, read_records
 from benchlab_otel.archive.session import METRICS, TRACES, hold, is_running, session_ids
 from benchlab_otel.contract import SAMPLE
@@ -72,12 +72,12 @@ def _stored(path: Path, now: datetime) -> Stored:
     raw = 0
     if manifest is None or manifest.raw_removed is None:
         raw = sum(p.stat().st_size for p in (path / TRACES, path / METRICS) if p.is_file())
-    return Stored(path, (now - _ended(path)).total_seconds() / 86400, size_of(path), raw, is_running(path))
+    age = now - _ended(path, manifest)
+    return Stored(path, age.total_seconds() / 86400, size_of(path), raw, is_running(path))
 
 
-def _ended(path: Path) -> datetime:
+def _ended(path: Path, manifest: Manifest | None) -> datetime:
     """When the session ended; of one that was killed, when its data were last written."""
-    manifest = read_manifest(path / MANIFEST)
     try:
         ended = datetime.fromisoformat(manifest.ended) if manifest and manifest.ended else None
     except ValueError:

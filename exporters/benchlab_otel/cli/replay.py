@@ -76,7 +76,7 @@ def command(
     name = found.manifest.id if found.manifest else found.path.name
     begin = time.time_ns()
     ids = secrets.randbits(128) | 1
-    duration = 0 if speed == float("inf") else int((last - first) / speed)
+    duration = int((last - first) / speed)
     move = Move(name, begin + duration - last, ids) if times == "now" else Move(name)
     sender = _Sender(to, protocol)
     faults: list[Fault] = []
@@ -97,7 +97,7 @@ def command(
 def _extent(session: Session) -> tuple[int, int]:
     """The first and the last time (Unix ns) in a session's traces, 0 where there is none."""
     first, last = 1 << 63, 0
-    for spans in read_spans(session.traces, [], as_arrived=len(session.traces) == 1, attributes=False):
+    for spans in read_spans(session.traces, [], as_arrived=True, attributes=False):
         valid = (spans.start > 0) & (spans.end >= spans.start)
         if valid.any():
             first, last = min(first, int(spans.start[valid].min())), max(last, int(spans.end[valid].max()))
