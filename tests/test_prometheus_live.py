@@ -89,6 +89,8 @@ def check(server: Prometheus) -> None:
     [(pair, milliseconds)] = server.series("benchlab_pipeline_latency_ms")
     assert pair["pair"] == "('ingress', 'shown')"
     assert 5.0 <= milliseconds < 1000.0
+    [(_, names)] = server.series('count({__name__=~"benchlab_.+", hw_id!=""})')
+    assert 50 <= names <= 70  # about 60, says docs/deploy.md
     assert server.series("sum(rail:power_share:ratio)")[0][1] == 1.0
     groups = server.get("rules")["groups"]
     assert not [rule for group in groups for rule in group["rules"] if rule["health"] == "err"]
