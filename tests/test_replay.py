@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from benchlab_otel.otlp.encode import SpanBatch, encode_request, resource_of
 from benchlab_otel.otlp.metrics import encode_metrics
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE, Anchor
 from conftest import wait_for
-from test_commands import Place, place
+from test_commands import Place, lines_until, place
 
 __all__ = ["place"]  # the fixture
 START = 1_780_000_000_000_000_000
@@ -142,13 +143,18 @@ def test_what_is_damaged_is_passed_over_and_told(tmp_path: Path) -> None:
     assert len(found) > 10
 
 
+def endpoint(run: subprocess.Popen[str], protocol: str) -> str:
+    """Where `run` says that it receives."""
+    found = re.search(rf"(http\S+) \({protocol}\)", "".join(lines_until(run, "OTLP")))
+    assert found
+    return found[1]
+
+
 def test_into_a_live_hub_at_ten_times_the_speed(place: Place) -> None:
     """Aligned on this side, so that the hub's /metrics has the frames' energy though they are past."""
     recorded(place.state / "benchlab-otel")
     with place.started("run", "--source", "host") as run:
-        assert run.stdout is not None
-        lines = [run.stdout.readline() for _ in range(4)]
-        url = next(m[1] for line in lines if (m := re.search(r"(http\S+) \(HTTP\)", line)))
+        url = endpoint(run, "HTTP")
         begin = time.time_ns()
         done = place.run("replay", "old", "--to", url, "--speed", "10", "--align")
         assert re.match(r"old: \d+ traces requests, \d+ metrics requests", done.stdout)
@@ -174,9 +180,7 @@ def test_into_a_live_hub_at_ten_times_the_speed(place: Place) -> None:
 def test_at_its_own_speed_it_takes_as_long_as_it_did(place: Place) -> None:
     recorded(place.state / "benchlab-otel")
     with place.started("run", "--source", "host") as run:
-        assert run.stdout is not None
-        lines = [run.stdout.readline() for _ in range(4)]
-        url = next(m[1] for line in lines if (m := re.search(r"(http\S+) \(gRPC\)", line)))
+        url = endpoint(run, "gRPC")
         out = place.run("replay", "old", "--to", url, "--protocol", "grpc", "--times", "kept").stdout
         took = re.search(r"in ([\d.]+) s", out)
         assert took is not None
