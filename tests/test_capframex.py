@@ -28,9 +28,8 @@ from capframex_validator import (
     presentmon_problems,
     shared_hashes,
 )
+from elsewhere import elsewhere
 from frames_of import MS, START, make_energy, make_readings, make_run
-
-REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "capframex"
 
 
 def written(tmp_path: Path, *runs: Any, **options: Any) -> dict[str, Any]:
@@ -110,10 +109,7 @@ def test_validator_rejects_each_broken_csv_rule(rule: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["capframex-with-header.csv", "presentmon-v1.csv"])
 def test_validator_takes_real_captures(name: str) -> None:
-    path = REAL / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
-    assert csv_problems(path) == []
+    assert csv_problems(elsewhere(f"capframex/{name}")) == []
 
 
 # -- JSON -------------------------------------------------------------------------------------
@@ -326,10 +322,7 @@ def test_presentmon_csv_looks_like_presentmons(tmp_path: Path) -> None:
 
 
 def test_real_presentmon_csv_passes_the_same_rules() -> None:
-    path = REAL / "presentmon-v1.csv"
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
-    assert presentmon_problems(path) == []
+    assert presentmon_problems(elsewhere("capframex/presentmon-v1.csv")) == []
 
 
 # -- figures ----------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from benchlab_otel.export.capframex import write_json
 from benchlab_otel.export.capframex_columns import Options
 from benchlab_otel.export.capframex_csv import write_csv, write_presentmon
 from benchlab_otel.model import Frames, Run
+from elsewhere import elsewhere
 from foreign import capture
 from imported import START, START_NS, durations_ms, import_file, readings, stages
 from sessions_of import recording_of
 
-SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "capframex" / "capframex-with-header.csv"
 CREATED_NS = START_NS
 
 
@@ -98,10 +98,9 @@ def test_runs_follow_each_other(tmp_path: Path) -> None:
 
 
 def test_a_real_csv(tmp_path: Path) -> None:
-    if not SAMPLE.is_file():
-        pytest.skip(f"{SAMPLE} is not there")
-    path = tmp_path / SAMPLE.name
-    path.write_bytes(SAMPLE.read_bytes())
+    sample = elsewhere("capframex/capframex-with-header.csv")
+    path = tmp_path / sample.name
+    path.write_bytes(sample.read_bytes())
     back = import_file(path)
     assert len(back.frames) == 382
     assert back.frames.pipeline == "re2.exe"

@@ -12,6 +12,7 @@ import pytest
 from benchlab_otel.archive.reader import read_spans
 from benchlab_otel.archive.records import read_records
 from benchlab_otel.cli.errors import UserError
+from elsewhere import elsewhere
 from foreign import (
     METRICS,
     OPERATIONS,
@@ -25,8 +26,6 @@ from foreign import (
     traced,
 )
 from imported import START, START_NS, Back, durations_ms, import_file, readings, stages
-
-INFERENCE = Path(__file__).parents[2] / "shared" / "data" / "inference"
 
 
 def imported(path: Path, *lines: str, start: datetime | None = START) -> Back:
@@ -242,9 +241,7 @@ def test_inference_log(tmp_path: Path) -> None:
 
 
 def test_a_real_inference_log(tmp_path: Path) -> None:
-    sample = INFERENCE / "session_2025-11-17_00-04-29.csv"
-    if not sample.is_file():
-        pytest.skip(f"{sample} is not there")
+    sample = elsewhere("inference/session_2025-11-17_00-04-29.csv")
     (tmp_path / "a.csv").write_bytes(sample.read_bytes())
     back = import_file(tmp_path / "a.csv")
     assert len(back.frames) == 5

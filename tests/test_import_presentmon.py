@@ -13,10 +13,9 @@ from benchlab_otel.cli.errors import UserError
 from benchlab_otel.export.capframex import write_json
 from benchlab_otel.export.capframex_csv import write_csv
 from benchlab_otel.export.capframex_statistics import frame_times_of
+from elsewhere import elsewhere
 from foreign import V1, V2, V23, v1, v2
 from imported import START, START_NS, durations_ms, import_file, stages
-
-SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "capframex"
 
 
 def write(path: Path, *lines: str, encoding: str = "utf-8") -> Path:
@@ -128,9 +127,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, text: str, expected: str) -> None
 
 
 def test_a_real_capture(tmp_path: Path) -> None:
-    sample = SAMPLES / "presentmon-v1.csv"
-    if not sample.is_file():
-        pytest.skip(f"{sample} is not there")
+    sample = elsewhere("capframex/presentmon-v1.csv")
     path = tmp_path / sample.name
     path.write_bytes(sample.read_bytes())
     frames = import_file(path, start=START).frames
@@ -150,9 +147,7 @@ def test_a_real_capture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["json", "csv"])
 @pytest.mark.parametrize("name", ["presentmon-v1.csv", "capframex-with-header.csv"])
 def test_a_real_capture_becomes_the_same_capture(tmp_path: Path, name: str, suffix: str) -> None:
-    sample = SAMPLES / name
-    if not sample.is_file():
-        pytest.skip(f"{sample} is not there")
+    sample = elsewhere(f"capframex/{name}")
     (tmp_path / name).write_bytes(sample.read_bytes())
     run = import_file(tmp_path / name, start=START).runs[0]
     with sample.open() as file:

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from capframex_validator import csv_problems, json_problems
+from elsewhere import elsewhere
 
-LOG = Path(__file__).parents[2] / "shared" / "data" / "gstreamer" / "latency-traces.log"
+LOG = "gstreamer/latency-traces.log"
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not LOG.is_file():
-        pytest.skip(f"{LOG} is not there")
+    log = elsewhere(LOG)
     folder = tmp_path_factory.mktemp("import")
-    run(folder, "import", str(LOG), "--name", "camera", "--session", "imported")
+    run(folder, "import", str(log), "--name", "camera", "--session", "imported")
     return folder
 
 
@@ -38,7 +38,7 @@ def run(place: Path, *arguments: str) -> str:
 def latencies_ns() -> list[tuple[int, int]]:
     """(end, latency) of every buffer at the video sink, read from the log with one expression."""
     pattern = r":: latency, .*sink-element=\(string\)sink,.* time=\(guint64\)(\d+), ts=\(guint64\)(\d+);"
-    return sorted((int(ts), int(time)) for time, ts in re.findall(pattern, LOG.read_text()))
+    return sorted((int(ts), int(time)) for time, ts in re.findall(pattern, elsewhere(LOG).read_text()))
 
 
 def test_report(place: Path) -> None:
