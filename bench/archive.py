@@ -12,7 +12,6 @@ installed. All ways take turns in the same run; prints min, median and max over 
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from benchlab_otel.archive.reader import read_spans
 from benchlab_otel.archive.records import compressor, frame
 from benchlab_otel.otlp.encode import SpanBatch, encode_request
+from turns import rates, show
 
 FRAMES, REPEATS = 50_000, 5
 SPANS = 4 * FRAMES
@@ -161,18 +161,9 @@ def main() -> None:
 
 def compare(ways: dict[str, Callable[[], int]]) -> None:
     """Runs all in turns and prints how they did."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(REPEATS + 1):
-        for name, way in ways.items():
-            begin = time.process_time()
-            count = way()
-            took = time.process_time() - begin
-            assert count == SPANS, (name, count)
-            if repeat:  # the first is to warm up
-                rates[name].append(SPANS / took / 1e3)
-    for name, found in rates.items():
-        middle = statistics.median(found)
-        print(f"{name:42} {min(found):7,.0f} {middle:7,.0f} {max(found):7,.0f} k spans/s")
+    for name, way in ways.items():
+        assert (count := way()) == SPANS, (name, count)
+    show(rates(ways, SPANS, REPEATS, time.process_time), plain="JSON: orjson and dicts")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ same run. Prints min, median and max spans/s over the repeats, and the ratio of 
 from __future__ import annotations
 
 import random
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from benchlab_otel.otlp.decode import decode_traces
 from benchlab_otel.otlp.encode import SpanBatch, encode_request
+from turns import rates, show
 
 SPANS, REPEATS = 40_000, 9
 START = 1_795_000_000_000_000_000
@@ -110,20 +110,8 @@ def main() -> None:
     for kind in (frames, samples, mixed):
         body = kind()
         print(f"{kind.__name__}: {SPANS:,} spans in {len(body) / (1 << 20):.1f} MiB")
-        rates: dict[str, list[float]] = {name: [] for name in WAYS}
-        for repeat in range(REPEATS + 1):
-            for name, way in WAYS.items():
-                begin = time.perf_counter()
-                way(body)
-                if repeat:  # the first is to warm up
-                    rates[name].append(SPANS / (time.perf_counter() - begin))
-        plain = statistics.median(rates["protobuf and loop"])
-        for name, found in rates.items():
-            middle = statistics.median(found)
-            print(
-                f"  {name:20} {min(found) / 1e3:8,.0f} {middle / 1e3:8,.0f} {max(found) / 1e3:8,.0f}"
-                f" k spans/s (min, median, max of {REPEATS}), {middle / plain:.1f} times"
-            )
+        ways = {name: partial(way, body) for name, way in WAYS.items()}
+        show(rates(ways, SPANS, REPEATS), plain="protobuf and loop")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ the repeats, and the ratio of the medians. Sender and receiver share the machine
 from __future__ import annotations
 
 import http.client
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from benchlab_otel.hub.metrics import MetricStore
 from benchlab_otel.model import Spans
 from benchlab_otel.otlp.encode import SpanBatch, encode_request
 from benchlab_otel.timebase import anchor
+from turns import rates, show
 
 SPANS, REPEATS = 400_000, 7
 REQUEST_SPANS = (512, 8_000)  # what the SDK's BatchSpanProcessor sends, and what our probe sends
@@ -120,10 +119,12 @@ def compare(bodies: list[bytes], spans: int, folder: Path) -> None:
         def in_process() -> None:
             for body in bodies:
                 hub.traces(body)
+            archive.flush()  # what is archived is written within the time
 
         def over_grpc() -> None:
             for body in bodies:
                 export(body, timeout=60)
+            archive.flush()
 
         def over_http() -> None:
             for body in bodies:
@@ -131,6 +132,7 @@ def compare(bodies: list[bytes], spans: int, folder: Path) -> None:
                 answer = connection.getresponse()
                 answer.read()
                 assert answer.status == 200
+            archive.flush()
 
         ways: dict[str, Callable[[], object]] = {
             "parse and loop": lambda: parse_and_loop(bodies),
@@ -138,25 +140,12 @@ def compare(bodies: list[bytes], spans: int, folder: Path) -> None:
             "hub over gRPC": over_grpc,
             "hub over HTTP": over_http,
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for repeat in range(REPEATS + 1):
-            for name, way in ways.items():
-                begin = time.perf_counter()
-                way()
-                archive.flush()  # what is archived is written within the time
-                if repeat:  # the first is to warm up
-                    rates[name].append(spans / (time.perf_counter() - begin))
+        found = rates(ways, spans, REPEATS)
         connection.close()
     hub.close()
     archive.close()
     assert seen[0] == 3 * (REPEATS + 1) * spans, "the live view lost spans"
-    plain = statistics.median(rates["parse and loop"])
-    for name, found in rates.items():
-        middle = statistics.median(found)
-        print(
-            f"  {name:15} {min(found) / 1e3:8,.0f} {middle / 1e3:8,.0f} {max(found) / 1e3:8,.0f}"
-            f" k spans/s (min, median, max of {REPEATS}), {middle / plain:.2f} times"
-        )
+    show(found, plain="parse and loop")
 
 
 if __name__ == "__main__":
