@@ -18,12 +18,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from benchlab_otel import Probe, contract, sources
-from benchlab_otel.cli.align_service import Told
 from benchlab_otel.config import Benchlab, Sources
 from benchlab_otel.model import HistogramPoint, Point
 from benchlab_otel.otlp.client import OtlpClient
 from benchlab_otel.otlp.encode import SpanBatch, encode_request
-from benchlab_otel.otlp.metrics import encode_metrics, ended
+from benchlab_otel.otlp.metrics import Told, encode_metrics, ended
 from benchlab_otel.simulate.device import Emulator
 from benchlab_otel.simulate.truth import Load, Truth
 from collector_stack import Aligner, Collector, running, stack, total
@@ -191,7 +190,8 @@ def test_series_that_end_are_gone(tmp_path: Path) -> None:
         client.metrics(encode_metrics(resource, [durations, *powers]))
         wait_for(lambda: total(collector.metrics(), "hw_power_watts") == 406)
         newer = replace(powers[3], value=7.0, time_ns=time.time_ns())
-        client.metrics(encode_metrics(resource, [*map(ended, [durations, *powers[:3]]), newer]))
+        ends = [ended(point, newer.time_ns) for point in (durations, *powers[:3])]
+        client.metrics(encode_metrics(resource, [*ends, newer]))
         client.close()
         wait_for(lambda: total(collector.metrics(), "hw_power_watts") == 7)
         assert {s.name for s in collector.metrics()} == {"hw_power_watts", "target_info"}
@@ -203,9 +203,14 @@ def test_an_aligner_that_learns_of_a_simulation_has_no_twin(tmp_path: Path) -> N
     frames = Point(contract.FRAMES, {"pipeline.name": "a", "frame.outcome": "completed"}, 1.0, 2, 1)
     with running(Collector(tmp_path, "all-in-one")) as collector:
         client = OtlpClient(collector.http)
-        told = Told(client)
-        told.tell(resource, [frames])
-        told.tell(resource | {contract.SIMULATED: True}, [replace(frames, value=2.0, time_ns=3)])
+        told = Told()
+        now = time.time_ns()
+        later = resource | {contract.SIMULATED: True}
+        for body in [
+            *told.requests(resource, [frames], now),
+            *told.requests(later, [replace(frames, value=2.0, time_ns=3)], now),
+        ]:
+            client.metrics(body)
         client.close()
         wait_for(lambda: total(collector.metrics(), "pipeline_frames_total") == 2)
         (target,) = (s.labels for s in collector.metrics() if s.name == "target_info")

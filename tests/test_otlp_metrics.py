@@ -19,7 +19,14 @@ from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 
 from benchlab_otel import contract
 from benchlab_otel.model import Exemplar, HistogramPoint, Point
-from benchlab_otel.otlp.metrics import Buckets, MetricData, Quantiles, decode_metrics, encode_metrics
+from benchlab_otel.otlp.metrics import (
+    Buckets,
+    MetricData,
+    Quantiles,
+    Told,
+    decode_metrics,
+    encode_metrics,
+)
 
 RESOURCE = {"service.name": "app", "benchlab.simulated": True, "cores": 4, "share": 0.5}
 NOW, BEGIN = 1_700_000_000_000_000_000, 1_600_000_000_000_000_000
@@ -79,6 +86,25 @@ def test_the_request_is_what_the_protocol_wants() -> None:
     for metric in (frames, status):
         assert metric.sum.aggregation_temporality == pb.AGGREGATION_TEMPORALITY_CUMULATIVE
     assert (frames.sum.is_monotonic, status.sum.is_monotonic) == (True, False)
+
+
+def test_what_is_not_told_again_ends() -> None:
+    """A series that went, and all of them where the resource changed."""
+
+    def seen(bodies: list[bytes]) -> list[tuple[int, str, object]]:
+        """(attributes of the resource, source, value) of each point."""
+        found = [m for body in bodies for m in decode_metrics(body).metrics]
+        return [(len(m.resource), s.attributes["source"], s.value) for m in found for s in m.series]
+
+    told = Told()
+    one, two = (Point(contract.COLLECT_SUCCESS, {"source": source}, 1.0, NOW) for source in "ab")
+    assert seen(told.requests({}, [one, two], NOW)) == [(0, "a", 1.0), (0, "b", 1.0)]
+    assert seen(told.requests({}, [one], NOW)) == [(0, "b", None), (0, "a", 1.0)]
+    assert seen(told.requests({}, [one], NOW)) == [(0, "a", 1.0)]
+    other = {"service.name": "other"}
+    assert seen(told.requests(other, [one, two], NOW)) == [(0, "a", None), (1, "a", 1.0), (1, "b", 1.0)]
+    assert seen(told.requests(other, [], NOW)) == [(1, "a", None), (1, "b", None)]
+    assert told.requests(other, [], NOW) == []
 
 
 def test_counts_that_do_not_fit_the_bounds_are_refused() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 from benchlab_otel.cli.clock_watch import ClockWatch
@@ -16,9 +15,8 @@ from benchlab_otel.hub.grpc import GrpcServer
 from benchlab_otel.hub.http import HttpServer, otlp_app
 from benchlab_otel.hub.hub import Hub
 from benchlab_otel.hub.metrics import MetricStore, metrics_app
-from benchlab_otel.model import HistogramPoint, Point, Resource
 from benchlab_otel.otlp.client import OtlpClient
-from benchlab_otel.otlp.metrics import encode_metrics, ended
+from benchlab_otel.otlp.metrics import Told
 from benchlab_otel.timebase import anchor
 
 PUBLISH_SECONDS = 1.0
@@ -36,25 +34,6 @@ class NoArchive:
 
     def metrics(self, body: bytes) -> None:
         """Nothing to do."""
-
-
-class Told:
-    """Sends points as metrics; where the resource changes, the series told under the one before end.
-
-    The Collector's prometheus exporter would show both, with the same labels, until the old ones expire.
-    """
-
-    def __init__(self, client: OtlpClient) -> None:
-        self._client = client
-        self._resource: Resource = {}
-        self._points: Sequence[Point | HistogramPoint] = ()
-
-    def tell(self, resource: Resource, points: Sequence[Point | HistogramPoint]) -> None:
-        """Sends the points as they are now."""
-        if self._points and resource != self._resource:
-            self._client.metrics(encode_metrics(self._resource, [ended(p) for p in self._points]))
-        self._client.metrics(encode_metrics(resource, points))
-        self._resource, self._points = resource, points
 
 
 def serve(settings: Settings) -> None:
@@ -89,11 +68,12 @@ def _align_until(stop: threading.Event, settings: Settings, client: OtlpClient) 
     live = LiveAligner(settings, resource, base, client.traces)
     store = MetricStore()
     hub = Hub(NoArchive(), live.take, store, resource, base)
-
-    told = Told(client)
+    told = Told()
 
     def publish() -> None:
-        told.tell(live.resource(), [*hub.points(), *live.points(base.now_ns())])
+        points = [*hub.points(), *live.points(base.now_ns())]
+        for body in told.requests(live.resource(), points, base.now_ns()):
+            client.metrics(body)
 
     def finish() -> None:
         hub.close()
@@ -107,7 +87,7 @@ def _align_until(stop: threading.Event, settings: Settings, client: OtlpClient) 
 
     def refresh() -> None:
         hub.publish()
-        store.ingest(live.metrics(base.now_ns()))
+        live.show(store.ingest)
 
     limit = int(settings.hub.max_request_mib * (1 << 20))
     with ExitStack() as stack:

@@ -101,7 +101,7 @@ class Embedded:
     def refresh(self) -> None:
         """Brings what /metrics shows up to this moment."""
         self.hub.publish()
-        self.store.ingest(self._live.metrics(self.base.now_ns()))
+        self._live.show(self.store.ingest)
 
     def close(self) -> None:
         """Stops reading and receiving, aligns what waits, and finishes the session."""

@@ -26,7 +26,7 @@ from benchlab_otel.config import Settings
 from benchlab_otel.contract import SESSION_ID, SIMULATED
 from benchlab_otel.model import COMPLETED, OUTCOMES, Frames, HistogramPoint, Point, Resource, Spans
 from benchlab_otel.otlp.encode import resource_of
-from benchlab_otel.otlp.metrics import encode_metrics
+from benchlab_otel.otlp.metrics import Told
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE, Anchor, clock_state
 
 LATELY_SECONDS = 2.0  # frames done longer ago say nothing of the latency now
@@ -47,6 +47,7 @@ class LiveAligner:
         self._resource, self._base = resource, base
         self._energy = give_out
         self._lock = threading.Lock()
+        self._shown, self._showing = Told(), threading.Lock()
         self._summaries: list[Attribution] = []
         self._latest = (0.0, -math.inf)  # mean duration (s) of the frames done last, and when (monotonic)
         self.simulated = False  # whether any span said so
@@ -90,9 +91,12 @@ class LiveAligner:
                 take_in_conditioned(self._metrics, aligned)
             self._summaries = self._conditioner.summaries
 
-    def metrics(self, now_ns: int) -> bytes:
-        """The aligner's metrics as they stand, as one request."""
-        return encode_metrics(self.resource(), self.points(now_ns))
+    def show(self, take: Callable[[bytes], object]) -> None:
+        """Hands requests with the aligner's metrics as they are now to the one who shows them."""
+        now_ns = self._base.now_ns()
+        with self._showing:
+            for body in self._shown.requests(self.resource(), self.points(now_ns), now_ns):
+                take(body)
 
     def resource(self) -> Resource:
         """The resource of what it tells; marked if anything was simulated."""

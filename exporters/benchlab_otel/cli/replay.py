@@ -141,7 +141,7 @@ class _Aligning:
         resource = {**own_resource(session_id, base), REPLAYED: session_id}
         resource.pop(CLOCK_ATTRIBUTE)  # as with all that is replayed: the receiver takes it for wall time
         self._live = LiveAligner(settings, resource, base, lambda body: sender.send("traces", body))
-        self._base, self._sender, self._told = base, sender, time.monotonic()
+        self._sender, self._told = sender, time.monotonic()
 
     def take(self, body: bytes) -> None:
         self._live.take(decode_traces(body))
@@ -154,7 +154,7 @@ class _Aligning:
 
     def _tell(self) -> None:
         self._told = time.monotonic()
-        self._sender.send("metrics", self._live.metrics(self._base.now_ns()))
+        self._live.show(lambda body: self._sender.send("metrics", body))
 
 
 class _Sender:

@@ -120,11 +120,33 @@ def encode_metrics(resource: Resource, points: Sequence[Point | HistogramPoint])
     return request.SerializeToString()
 
 
-def ended(point: Point | HistogramPoint) -> Point | HistogramPoint:
+class Told:
+    """What was told last as metrics: a series that is not told again ends, with its resource if that changes.
+
+    Else it would stand until it expires, beside its twin under the new resource.
+    """
+
+    def __init__(self) -> None:
+        self._resource: Resource = {}
+        self._points: dict[tuple[Metric, tuple[tuple[str, str], ...]], Point | HistogramPoint] = {}
+
+    def requests(
+        self, resource: Resource, points: Sequence[Point | HistogramPoint], now_ns: int
+    ) -> list[bytes]:
+        """Metrics requests, to be sent in this order: what ends now (Unix ns), and `points`."""
+        told = {(p.metric, tuple(p.labels.items())): p for p in points}
+        same = resource == self._resource
+        ends = [ended(p, now_ns) for key, p in self._points.items() if not (same and key in told)]
+        each = [(self._resource, ends), (resource, points)]
+        self._resource, self._points = resource, told
+        return [encode_metrics(*one) for one in each if one[1]]
+
+
+def ended(point: Point | HistogramPoint, now_ns: int) -> Point | HistogramPoint:
     """The point that ends the series of `point`."""
-    return (
-        replace(point, sum=math.nan) if isinstance(point, HistogramPoint) else replace(point, value=math.nan)
-    )
+    if isinstance(point, HistogramPoint):
+        return replace(point, sum=math.nan, time_ns=now_ns)
+    return replace(point, value=math.nan, time_ns=now_ns)
 
 
 def has_ended(point: Point | HistogramPoint) -> bool:

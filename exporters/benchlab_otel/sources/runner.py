@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Event, Thread
 
 import numpy as np
@@ -22,15 +22,13 @@ from benchlab_otel import contract
 from benchlab_otel.model import Point, Resource
 from benchlab_otel.otlp.encode import SpanBatch, Table, encode_request
 from benchlab_otel.otlp.ids import nonzero, random64
-from benchlab_otel.otlp.metrics import encode_metrics
+from benchlab_otel.otlp.metrics import Told
 from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.sources.reading import Batch, Device, Reader, Reply, SourceError
 from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import anchor
 
 log = logging.getLogger(__name__)
-
-Series = tuple[contract.Metric, tuple[tuple[str, str], ...]]
 
 _SHORT_WAIT_S = 0.1
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
@@ -79,7 +77,7 @@ class Runner:
         self._root = np.array([random64()], np.uint64)
         self._replies: list[Reply] = []  # not yet decoded
         self._latest: Batch | None = None  # not yet told as metrics
-        self._told: dict[Series, Point] = {}  # what the metrics show now
+        self._told = Told()
         self._started_ns = anchor().now_ns()
         self._flush_due = self._metrics_due = 0.0
         self._stop = Event()
@@ -235,12 +233,8 @@ class Runner:
 
     def _tell(self, points: Sequence[Point]) -> None:
         """Hands over the points; series that were told before and are not among them end."""
-        now = anchor().now_ns()
-        told = {(p.metric, tuple(p.labels.items())): p for p in points}
-        ended = [replace(p, value=math.nan, time_ns=now) for key, p in self._told.items() if key not in told]
-        self._told = told
-        if points or ended:
-            self._sink.metrics(encode_metrics(self._resource, [*points, *ended]))
+        for body in self._told.requests(self._resource, points, anchor().now_ns()):
+            self._sink.metrics(body)
 
     def _health_points(self) -> list[Point]:
         health, now = self.health, anchor().now_ns()
