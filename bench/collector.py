@@ -1,35 +1,27 @@
-"""The stack's speed: spans into a Collector, from a frame's end to its joules on /metrics, and a host's cost.
+"""The stack's speed: spans into a Collector, by our Probe and by the OpenTelemetry SDK.
 
     python bench/collector.py
 
-1. Frames of three stages go into one Collector (all-in-one.yaml), in turns from our Probe and from the
-   OpenTelemetry SDK with its BatchSpanProcessor (default batches), both by OTLP/HTTP and with a queue
-   that is large enough to drop nothing, as either outruns a busy Collector, which has memory enough to
-   refuse nobody: the SDK gives refused spans up after 10 s. Wall time runs from the first frame until
-   the Collector has taken all, so a sender is never faster than what it delivers; CPU is that of the
-   sending process and of the Collector, each per span.
-2. An emulated meter at its default 20 Hz, the host's metrics and a pipeline at 60 fps, all
-   at default settings: how long after its end a frame's joules are on the Collector's /metrics (polled), and
-   how many series, spans and archive bytes such a host makes.
+Frames of three stages go into one Collector (all-in-one.yaml), in turns from our Probe and from the SDK with
+its BatchSpanProcessor (default batches), both by OTLP/HTTP and with a queue that is large enough to drop
+nothing, as either outruns a busy Collector, which has memory enough to refuse nobody: the SDK gives refused
+spans up after 10 s. Wall time runs from the first frame until the Collector has taken all, so a sender is
+never faster than what it delivers; CPU is that of the sending process and of the Collector, each per span.
+What a host costs in the stack is measured by bench/hosts.py.
 
 Needs the Collector that tests/stack.sh builds.
 """
 
 from __future__ import annotations
 
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -41,12 +33,11 @@ from benchlab_otel import Probe
 from benchlab_otel.otlp.client import OtlpClient
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from collector_stack import BINARY, PROGRAM, Collector, clean_environment, running, stack, total
+from collector_stack import BINARY, Collector, running
 
 STAGES = ("decode", "infer", "encode")
 PROBE_FRAMES, SDK_FRAMES, REPEATS = 100_000, 10_000, 5
 DEADLINE_S = 120.0
-FPS, SECONDS = 60, 30.0
 
 
 @dataclass(frozen=True)
@@ -145,112 +136,13 @@ def compare(folder: Path) -> None:
     print(f"  {middle:.1f} times the SDK's spans/s ({low:.1f} to {high:.1f}, turn by turn)")
 
 
-# -- a host at default settings ---------------------------------------------------------------------------
-
-COUNT = re.compile(r'^pipeline_frame_energy_joules_count\{domain="system",.*\} (\S+)$', re.M)
-
-
-def frames_told(url: str) -> int:
-    """Frames whose energy is on the page."""
-    with urllib.request.urlopen(url, timeout=30) as page:
-        return int(sum(map(float, COUNT.findall(page.read().decode()))))
-
-
-def watch(url: str, seen: list[tuple[float, int]], stop: threading.Event) -> None:
-    """Notes when (monotonic) the page told of how many frames."""
-    while not stop.wait(0.02):
-        count = frames_told(url)
-        seen.append((time.monotonic(), count))
-
-
-def work(url: str) -> list[float]:
-    """Frames at a steady rate; when each ended (monotonic)."""
-    client = OtlpClient(url)
-    probe = Probe("bench", sink=client)
-    ends = []
-    start = time.monotonic()
-    for number in range(round(FPS * SECONDS)):
-        time.sleep(max(0.0, start + number / FPS - time.monotonic()))
-        with probe.frame() as frame:
-            for stage in STAGES:
-                with frame.stage(stage):
-                    time.sleep(0.002)
-        ends.append(time.monotonic())
-    probe.close()
-    client.close()
-    return ends
-
-
-def a_host(folder: Path) -> None:
-    """Prints latency and cost of a host at default settings."""
-    environment = clean_environment(folder)
-    with stack(folder) as (collector, _):
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        emulator = subprocess.Popen([*PROGRAM, "emulate", "--seed", "1"], **pipes, text=True)
-        assert emulator.stdout is not None
-        port = {"BENCHLAB_OTEL_SOURCES__BENCHLAB__PORTS": emulator.stdout.readline().strip()}
-        command = [*PROGRAM, "export", "benchlab", "host", "--otlp", collector.http]
-        exporter = subprocess.Popen(command, env=environment | port, stdout=subprocess.DEVNULL)
-        try:
-            time.sleep(3.0)
-            measure_host(collector)
-        finally:
-            for process in (exporter, emulator):
-                process.terminate()
-                process.wait(30)
-
-
-def measure_host(collector: Collector) -> None:
-    """Runs the pipeline and prints what came of it."""
-    url = f"http://{collector.address['COLLECTOR_METRICS']}/metrics"
-    seen: list[tuple[float, int]] = []
-    stop = threading.Event()
-    watcher = threading.Thread(target=watch, args=(url, seen, stop))
-    spans, size, begin = accepted(collector), archive_bytes(collector), time.monotonic()
-    watcher.start()
-    ends = work(collector.http)
-    spans, size = accepted(collector) - spans, archive_bytes(collector) - size
-    seconds = time.monotonic() - begin
-    time.sleep(4.0)
-    stop.set()
-    watcher.join()
-    latencies = after(ends, seen)
-    p50, p99 = np.percentile(latencies, [50, 99])
-    print(
-        f"From a frame's end to its joules on /metrics: p50 {p50:.2f} s, p99 {p99:.2f} s"
-        f" ({len(latencies)} of {len(ends)} frames)"
-    )
-    series = [s for s in collector.metrics() if s.name != "target_info"]
-    pipeline = sum(s.name.startswith("pipeline_") for s in series)
-    assert total(series, "hw_host_power_watts"), "the meter is not on the page"
-    print(
-        f"A host (meter at 20 Hz, host, one pipeline of {len(STAGES)} stages at {FPS} fps):"
-        f" {len(series)} series ({pipeline} of the pipeline), {spans / seconds:,.0f} spans/s,"
-        f" {size / seconds / 1e3:.1f} kB/s = {size / seconds * 86400 / 1e9:.2f} GB a day in the archive"
-        f" ({size / spans:.0f} bytes a span)"
-    )
-
-
-def after(ends: list[float], seen: list[tuple[float, int]]) -> list[float]:
-    """Seconds from each frame's end until the page told of so many frames; without those it never told of."""
-    counts = np.array([count for _, count in seen])
-    first = np.searchsorted(np.maximum.accumulate(counts), np.arange(1, len(ends) + 1))
-    return [seen[at][0] - end for at, end in zip(first, ends, strict=True) if at < len(seen)]
-
-
-def archive_bytes(collector: Collector) -> int:
-    """Bytes of the archive's files."""
-    return sum(path.stat().st_size for path in (collector.folder / "archive").glob("*"))
-
-
 def main() -> None:
-    """Runs both."""
+    """Compares them, where there is a Collector."""
     if not BINARY.is_file():
         print(f"no {BINARY}: tests/stack.sh builds it, where go is")
         return
     with tempfile.TemporaryDirectory() as folder:
-        compare(Path(folder) / "compare")
-        a_host(Path(folder) / "host")
+        compare(Path(folder))
 
 
 if __name__ == "__main__":
