@@ -109,7 +109,7 @@ def start(
     sink: Sink,
     session_id: str,
     resource_extra: Mapping[str, Scalar] | None = None,
-    flush_s: float = 0.4,
+    flush_s: float = 0.5,
     metrics_s: float = 1.0,
     latency: Latency = lambda: None,
 ) -> Running:
