@@ -107,6 +107,31 @@ def test_what_is_not_told_again_ends() -> None:
     assert told.requests(other, [], NOW) == []
 
 
+def test_series_that_are_told_again_have_their_new_numbers_and_nothing_of_before() -> None:
+    """As a request is used again for the same series, the bytes are those of one that is made anew."""
+    told = Told()
+    labels = {"pipeline.name": "a", "frame.outcome": "completed"}
+    rounds = [
+        [Point(contract.FRAMES, labels, 1.0, NOW, BEGIN), Point(contract.COLLECT_SUCCESS, {}, 1.0, NOW)],
+        [
+            Point(contract.FRAMES, labels, 2.0, NOW + 1, BEGIN),
+            Point(contract.COLLECT_SUCCESS, {}, 0.0, NOW + 2),
+        ],
+        [
+            Point(contract.FRAMES, labels, 0.5, NOW + 3, NOW),
+            Point(contract.COLLECT_SUCCESS, {}, 1.0, NOW + 4),
+        ],
+        [
+            Point(contract.FRAMES, labels, math.nan, NOW + 5, NOW),
+            Point(contract.COLLECT_SUCCESS, {}, 1.0, NOW),
+        ],
+        [Point(contract.FRAMES, labels, 3.0, NOW + 6, NOW), Point(contract.COLLECT_SUCCESS, {}, 1.0, NOW)],
+        [Point(contract.COLLECT_SUCCESS, {}, 1.0, NOW), Point(contract.FRAMES, labels, 4.0, NOW + 7, NOW)],
+    ]
+    for points in rounds:
+        assert told.requests(RESOURCE, points, NOW) == [encode_metrics(RESOURCE, points)]
+
+
 def test_counts_that_do_not_fit_the_bounds_are_refused() -> None:
     with pytest.raises(ValueError, match=r"pipeline\.frame\.duration: 24 bounds need 25 counts"):
         encode_metrics(

@@ -27,6 +27,8 @@ from benchlab_otel.otlp.encode import SCOPE_NAME
 CUMULATIVE = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
 _NO_RECORDED_VALUE = metrics_pb2.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
 
+_Key = tuple[str | tuple[str, str], ...]  # of a series: the metric's name, and the labels
+_Data = metrics_pb2.NumberDataPoint | metrics_pb2.HistogramDataPoint
 Type = Literal["gauge", "counter", "updown", "histogram", "summary"]
 
 
@@ -99,6 +101,13 @@ def encode_metrics(resource: Resource, points: Sequence[Point | HistogramPoint])
     A value of NaN (of a histogram: the sum) says that the series has ended (no recorded value). Such points
     have a message each: the Collector's prometheus exporter (v0.155) skips what follows one in its message.
     """
+    return _message(resource, points)[0].SerializeToString()
+
+
+def _message(
+    resource: Resource, points: Iterable[Point | HistogramPoint]
+) -> tuple[ExportMetricsServiceRequest, list[_Data]]:
+    """The request, and in it the data point of each of `points`."""
     request = ExportMetricsServiceRequest()
     resource_metrics = request.resource_metrics.add()
     _set_attributes(resource_metrics.resource.attributes, resource)
@@ -106,6 +115,7 @@ def encode_metrics(resource: Resource, points: Sequence[Point | HistogramPoint])
     scope_metrics.scope.name = SCOPE_NAME
     scope_metrics.scope.version = __version__
     messages: dict[Metric, metrics_pb2.Metric] = {}
+    data: list[_Data] = []
     for point in points:
         message = None if has_ended(point) else messages.get(point.metric)
         if message is None:
@@ -114,32 +124,51 @@ def encode_metrics(resource: Resource, points: Sequence[Point | HistogramPoint])
             if not has_ended(point):
                 messages[point.metric] = message
         if isinstance(point, HistogramPoint):
-            _add_histogram(message.histogram, point)
+            data.append(_add_histogram(message.histogram, point))
         else:
-            _add_number(message.gauge if point.metric.kind == "gauge" else message.sum, point)
-    return request.SerializeToString()
+            data.append(_add_number(message.gauge if point.metric.kind == "gauge" else message.sum, point))
+    return request, data
 
 
 class Told:
     """What was told last as metrics: a series that is not told again ends, with its resource if that changes.
 
-    Else it would stand until it expires, beside its twin under the new resource.
+    Else it would stand until it expires, beside its twin under the new resource. As long as the series are
+    the same, only their values and times are set in the last request.
     """
 
     def __init__(self) -> None:
         self._resource: Resource = {}
-        self._points: dict[tuple[Metric, tuple[tuple[str, str], ...]], Point | HistogramPoint] = {}
+        self._points: dict[_Key, Point | HistogramPoint] = {}
+        self._request: ExportMetricsServiceRequest | None = None  # to be told again with other numbers
+        self._numbers: list[metrics_pb2.NumberDataPoint] = []  # in it, of each point
 
     def requests(
         self, resource: Resource, points: Sequence[Point | HistogramPoint], now_ns: int
     ) -> list[bytes]:
         """Metrics requests, to be sent in this order: what ends now (Unix ns), and `points`."""
-        told = {(p.metric, tuple(p.labels.items())): p for p in points}
+        told: dict[_Key, Point | HistogramPoint] = {(p.metric.name, *p.labels.items()): p for p in points}
         same = resource == self._resource
+        if not (same and list(told) == list(self._points)):
+            self._request = None
         ends = [ended(p, now_ns) for key, p in self._points.items() if not (same and key in told)]
-        each = [(self._resource, ends), (resource, points)]
+        requests = [encode_metrics(self._resource, ends)] if ends else []
         self._resource, self._points = resource, told
-        return [encode_metrics(*one) for one in each if one[1]]
+        return [*requests, self._encoded()] if told else requests
+
+    def _encoded(self) -> bytes:
+        """The request of all points."""
+        points = [p for p in self._points.values() if isinstance(p, Point) and not math.isnan(p.value)]
+        if len(points) < len(self._points):
+            self._request = None
+            return encode_metrics(self._resource, list(self._points.values()))
+        if self._request is None:
+            self._request, data = _message(self._resource, points)
+            self._numbers = [number for number in data if isinstance(number, metrics_pb2.NumberDataPoint)]
+        for number, point in zip(self._numbers, points, strict=True):
+            number.time_unix_nano, number.start_time_unix_nano = point.time_ns, point.start_ns
+            number.as_double = point.value
+        return self._request.SerializeToString()
 
 
 def ended(point: Point | HistogramPoint, now_ns: int) -> Point | HistogramPoint:
@@ -163,7 +192,7 @@ def _describe(message: metrics_pb2.Metric, metric: Metric) -> None:
         message.sum.is_monotonic = metric.kind == "counter"
 
 
-def _add_number(data: metrics_pb2.Gauge | metrics_pb2.Sum, point: Point) -> None:
+def _add_number(data: metrics_pb2.Gauge | metrics_pb2.Sum, point: Point) -> metrics_pb2.NumberDataPoint:
     out = data.data_points.add()
     _set_attributes(out.attributes, point.labels)
     out.time_unix_nano, out.start_time_unix_nano = point.time_ns, point.start_ns
@@ -171,9 +200,10 @@ def _add_number(data: metrics_pb2.Gauge | metrics_pb2.Sum, point: Point) -> None
         out.flags = _NO_RECORDED_VALUE
     else:
         out.as_double = point.value
+    return out
 
 
-def _add_histogram(data: metrics_pb2.Histogram, point: HistogramPoint) -> None:
+def _add_histogram(data: metrics_pb2.Histogram, point: HistogramPoint) -> metrics_pb2.HistogramDataPoint:
     bounds, counts = point.metric.bounds, [int(c) for c in point.counts]
     if len(counts) != len(bounds) + 1:
         raise ValueError(f"{point.metric.name}: {len(bounds)} bounds need {len(bounds) + 1} counts")
@@ -182,7 +212,7 @@ def _add_histogram(data: metrics_pb2.Histogram, point: HistogramPoint) -> None:
     out.time_unix_nano, out.start_time_unix_nano = point.time_ns, point.start_ns
     if has_ended(point):
         out.flags = _NO_RECORDED_VALUE
-        return
+        return out
     out.count, out.sum = sum(counts), point.sum
     out.bucket_counts.extend(counts)
     out.explicit_bounds.extend(bounds)
@@ -192,6 +222,7 @@ def _add_histogram(data: metrics_pb2.Histogram, point: HistogramPoint) -> None:
         hi, lo = exemplar.trace
         example.trace_id = int(hi).to_bytes(8, "big") + int(lo).to_bytes(8, "big")
         example.span_id = int(exemplar.span).to_bytes(8, "big")
+    return out
 
 
 def _set_attributes(out: Iterable[common_pb2.KeyValue], attributes: Mapping[str, Scalar]) -> None:
