@@ -23,6 +23,28 @@ def texts(spans: Spans, attribute: str, absent: str = "") -> NDArray[np.object_]
     return out
 
 
+def words(spans: Spans, attribute: str, rows: Int) -> tuple[NDArray[np.int32], list[str]]:
+    """The texts of some rows (n,) as codes (n,) into the words that there are; "" where a row has none."""
+    column = spans.attributes.get(attribute)
+    if column is None or not len(rows):
+        return np.zeros(len(rows), np.int32), [""] * bool(len(rows))
+    values = column.values
+    if not np.array_equal(column.rows, rows):
+        place = np.full(len(spans), len(values), np.int64)
+        place[column.rows] = np.arange(len(values))
+        values = np.append(values.astype(object), "")[place[rows]]
+    return coded(values.tolist())
+
+
+def coded(values: list[Any]) -> tuple[NDArray[np.int32], list[str]]:
+    """n values as codes (n,) into their texts, in order of their first appearance."""
+    texts = values if set(map(type, values)) <= {str} else list(map(str, values))
+    codes = {text: code for code, text in enumerate(dict.fromkeys(texts))}
+    if len(codes) == 1:
+        return np.zeros(len(texts), np.int32), list(codes)
+    return np.fromiter(map(codes.__getitem__, texts), np.int32, len(texts)), list(codes)
+
+
 def floats(values: NDArray[Any]) -> Float:
     """The numbers among an attribute's values, NaN for the others."""
     if values.dtype.kind in "iuf":

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchlab_otel.align.columns import integers, is_simulated, texts
+from benchlab_otel.align.columns import coded, integers, is_simulated, words
 from benchlab_otel.contract import (
     ENERGY,
     FIRST_MARK,
@@ -139,27 +139,47 @@ def _give_out(state: Assembly, spans: Spans, before: int, others: Uint) -> list[
     roots, root_key = _first_of_each(state, roots, root_key)
     child_frame = frame_key(spans.trace[children], spans.parent[children])
     order = np.argsort(root_key)
-    place = np.clip(np.searchsorted(root_key[order], child_frame), 0, max(len(order) - 1, 0))
-    owner = order[place] if len(order) else np.zeros(len(children), np.int64)
-    owned = root_key[owner] == child_frame if len(order) else np.zeros(len(children), np.bool_)
+    place, owned = _found(child_frame, root_key[order])
 
     end = spans.end[roots].copy()
-    np.maximum.at(end, owner[owned], spans.end[children[owned]])
+    np.maximum.at(end, order[place[owned]], spans.end[children[owned]])
     ready = end <= before
-    leaving = owned & ready[owner] if len(order) else owned
-    out = _frames(spans, roots[ready], children[leaving], (np.cumsum(ready) - 1)[owner[leaving]])
+    leaving = owned.copy()
+    leaving[owned] = ready[order[place[owned]]]
+    out = _frames(spans, roots[ready], children[leaving], (np.cumsum(ready) - 1)[order[place[leaving]]])
     _remember(state, root_key[ready], end[ready])
-    staying = ~leaving & ~np.isin(child_frame, others)
+    staying = np.flatnonzero(~leaving)
+    staying = staying[~_among(child_frame[staying], others)]
     _keep(state, spans, roots[~ready], children[staying], child_frame[staying])
     return out
 
 
+def _found(keys: Uint, ascending: Uint) -> tuple[Int, Bool]:
+    """Where (n,) each of the n keys stands among the ascending ones, and which of them do."""
+    place = np.searchsorted(ascending, keys)
+    inside = place < len(ascending)
+    inside[inside] = ascending[place[inside]] == keys[inside]
+    return place, inside
+
+
+def _among(keys: Uint, others: Uint) -> Bool:
+    """Which (n,) of the n keys are among the others; faster than np.isin, which looks for repeats first."""
+    return _found(keys, np.sort(others))[1]
+
+
+def _repeat(values: Uint) -> bool:
+    """Whether any value comes twice."""
+    ascending = np.sort(values)
+    return bool((ascending[1:] == ascending[:-1]).any())
+
+
 def _first_of_each(state: Assembly, roots: Int, key: Uint) -> tuple[Int, Uint]:
     """Leaves out frames that were given out before, and repeats within the block."""
-    _, first = np.unique(key, return_index=True)
-    fresh = np.zeros(len(roots), np.bool_)
-    fresh[first] = True
-    fresh &= ~np.isin(key, state.done)
+    fresh = ~_among(key, state.done)
+    if _repeat(key):
+        first = np.zeros(len(roots), np.bool_)
+        first[np.unique(key, return_index=True)[1]] = True
+        fresh &= first
     state.repeated += int(len(roots) - fresh.sum())
     return roots[fresh], key[fresh]
 
@@ -174,7 +194,7 @@ def _remember(state: Assembly, key: Uint, end: Int) -> None:
 
 def _keep(state: Assembly, spans: Spans, roots: Int, children: Int, child_frame: Uint) -> None:
     """Keeps what may still become part of a frame; counts what can't any more."""
-    late = np.isin(child_frame, state.done)
+    late = _among(child_frame, state.done)
     old = (spans.end[children] < state.watermark - ORPHAN_NS) & ~late
     state.late += int(late.sum())
     state.orphaned += int(old.sum())
@@ -201,12 +221,12 @@ def _frames(spans: Spans, roots: Int, children: Int, owner: Int) -> list[Frames]
     """Frames from complete rows, one entry for each pipeline of each resource; `owner` indexes `roots`."""
     if not len(roots):
         return []
-    pipeline = texts(spans, PIPELINE_NAME)[roots]
+    pipeline, names = words(spans, PIPELINE_NAME, roots)
     resource = spans.resource[roots]
     out = []
-    for name in dict.fromkeys(pipeline.tolist()):
-        for code in np.unique(resource[pipeline == name]).tolist():
-            mine = (pipeline == name) & (resource == code)
+    for i, name in enumerate(names):
+        for code in np.unique(resource[pipeline == i]).tolist():
+            mine = (pipeline == i) & (resource == code)
             out.append(_one_pipeline(spans, name, code, roots, mine, children, owner))
     return out
 
@@ -242,12 +262,14 @@ def _one_pipeline(
         stage_names=names,
         simulated=is_simulated(spans.resources[resource]),
         service=str(spans.resources[resource].get("service.name", "")),
-        first_mark=texts(spans, FIRST_MARK)[rows[0]],
+        first_mark=words(spans, FIRST_MARK, rows[:1])[1][0],
     )
 
 
 def _without_repeats(spans: Spans, children: Int, place: Int) -> tuple[Int, Int]:
     """Leaves out stages that arrived twice (same frame, same span id)."""
+    if not _repeat(spans.span[children]):
+        return children, place
     order = np.lexsort((children, spans.span[children], place))
     a, b = place[order], spans.span[children][order]
     if not ((a[1:] == a[:-1]) & (b[1:] == b[:-1])).any():
@@ -258,19 +280,21 @@ def _without_repeats(spans: Spans, children: Int, place: Int) -> tuple[Int, Int]
 
 def _stages(spans: Spans, children: Int) -> tuple[NDArray[np.int32], list[str]]:
     """(codes, names): the attribute `pipeline.stage`, else the span's name."""
-    labels = texts(spans, PIPELINE_STAGE)[children]
+    stage, names = words(spans, PIPELINE_STAGE, children)
+    if "" not in names:
+        return stage, names
+    labels = np.array(names, object)[stage]
     unnamed = labels == ""
     labels[unnamed] = np.array(spans.names, object)[spans.name[children[unnamed]]]
-    codes = {label: code for code, label in enumerate(dict.fromkeys(labels.tolist()))}
-    return np.fromiter(map(codes.__getitem__, labels.tolist()), np.int32, len(labels)), list(codes)
+    return coded(labels.tolist())
 
 
 def _outcomes(spans: Spans, rows: Int) -> NDArray[np.uint8]:
     """`frame.outcome`; where a span has none, its status tells."""
-    text = texts(spans, FRAME_OUTCOME)[rows]
-    known = {name: i for i, name in enumerate(OUTCOMES)}
+    outcome, names = words(spans, FRAME_OUTCOME, rows)
+    known = [OUTCOMES.index(name) if name in OUTCOMES else -1 for name in names]
     by_status = np.where(
         spans.status[rows] == STATUS_ERROR, OUTCOMES.index(FAILED), OUTCOMES.index(COMPLETED)
     )
-    codes = np.array([known.get(t, -1) for t in text], np.int64)
+    codes = np.array(known, np.int64)[outcome]
     return np.where(codes >= 0, codes, by_status).astype(np.uint8)

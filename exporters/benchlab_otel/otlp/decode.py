@@ -11,6 +11,7 @@ Wire format: opentelemetry/proto/trace/v1/trace.proto and common/v1/common.proto
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,7 @@ def decode_traces(body: bytes, *, links: bool = False) -> Spans:
     n = len(found.offsets)
     builder = _Builder(n, links)
     if n:
-        offsets, lengths = np.array(found.offsets, np.int64), np.array(found.lengths, np.int64)
+        offsets, lengths = np.array(found.offsets), np.array(found.lengths)
         raw = np.frombuffer(body, np.uint8)
         for length, rows in by_value(lengths):
             _decode_length(raw, body, offsets, length, rows, builder)
@@ -133,8 +134,8 @@ def _join(arrays: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
 class _Found:
     """Offset and length of each span; the next `counts[i]` belong to `resources[resource[i]]`."""
 
-    offsets: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
+    offsets: array[int] = field(default_factory=lambda: array("q"))
+    lengths: array[int] = field(default_factory=lambda: array("q"))
     counts: list[int] = field(default_factory=list)
     resource: list[int] = field(default_factory=list)
     resources: list[dict[str, Any]] = field(default_factory=list)
@@ -161,7 +162,7 @@ def _find_spans(body: bytes) -> _Found:
     return found
 
 
-_GALLOP_AFTER = 32
+_GALLOP_AFTER, _GALLOP_OVER = 8, 32  # spans of one length in a row, and how many must fit into the rest
 
 
 def _find_in_scope(body: bytes, pos: int, end: int, found: _Found) -> None:
@@ -189,23 +190,28 @@ def _find_in_scope(body: bytes, pos: int, end: int, found: _Found) -> None:
         repeats = repeats + 1 if length == previous else 0
         previous = length
         stride, head, pos = start + length - pos, start - pos, start + length
-        if repeats >= _GALLOP_AFTER:
+        if repeats >= _GALLOP_AFTER and end - pos >= _GALLOP_OVER * stride:
             repeats = 0
             run = _equal_headers(body, pos, end, body[pos - stride : pos - stride + head], stride)
-            offsets.extend(range(pos + head, pos + head + run * stride, stride))
-            lengths.extend([length] * run)
+            offsets.frombytes(np.arange(pos + head, pos + head + run * stride, stride).tobytes())
+            lengths.extend(array("q", [length]) * run)
             pos += run * stride
 
 
 def _equal_headers(body: bytes, pos: int, end: int, head: bytes, stride: int) -> int:
     """How many entries in a row from `pos` on begin with `head`, `stride` bytes apart."""
-    most = (end - pos) // stride
-    if most == 0:
-        return 0
-    table = np.frombuffer(body, np.uint8, most * stride, pos).reshape(most, stride)[:, : len(head)]
-    differs = (table != np.frombuffer(head, np.uint8)).any(axis=1)
-    first = int(differs.argmax())
-    return first if differs[first] else most
+    most, found, ahead = (end - pos) // stride, 0, _GALLOP_OVER
+    while found < most:  # further at each step, so that what a short run costs does not grow with the rest
+        count = min(ahead, most - found)
+        table = np.frombuffer(body, np.uint8, count * stride, pos + found * stride).reshape(count, stride)
+        differs = np.zeros(count, np.bool_)
+        for k, byte in enumerate(head):
+            differs |= table[:, k] != byte
+        first = int(differs.argmax())
+        if differs[first]:
+            return found + first
+        found, ahead = found + count, 4 * ahead
+    return most
 
 
 def fields(body: bytes, pos: int, end: int) -> Iterable[tuple[int, int, int]]:
@@ -336,7 +342,7 @@ def _decode_length(raw: Bytes, body: bytes, offsets: Int, length: int, rows: Int
     if length == 0:
         return  # an empty span: all its columns stay 0, so its ids are invalid
     at = offsets[rows]
-    if len(rows) >= _WORTH_A_LAYOUT:
+    if len(rows) >= _WORTH_A_LAYOUT and length >= _WORD:
         table = sliding_window_view(raw, length)[at]
         for layout in _layouts.get(length, ()):
             rows, at, table = _decode_matching(layout, rows, at, table, out)
@@ -361,7 +367,7 @@ def _decode_matching(
     """Reads the rows that have this layout; returns the others."""
     if not len(rows):
         return rows, at, table
-    differs = ((table ^ layout.image) & layout.structure).any(axis=1)
+    differs = _differs(table, layout.image, layout.structure)
     if differs.all():
         return rows, at, table
     if differs.any():
@@ -372,17 +378,37 @@ def _decode_matching(
     return rows[:0], at[:0], table[:0]
 
 
+_WORD = 8  # bytes that are looked at together
+
+
+def _words(table: Bytes, at: int, dtype: str) -> NDArray[Any]:
+    """The 8 bytes from `at` on of each row (n,), as a view."""
+    return np.ndarray(len(table), dtype, table, at, table.strides[:1])
+
+
+def _differs(table: Bytes, image: Bytes, bits: Bytes) -> NDArray[np.bool_]:
+    """Which rows (n,) differ from the image in any of the `bits`; rows are at least a word long."""
+    differs = np.zeros(len(table), np.uint64)
+    last = len(image) - _WORD
+    for at in (*range(0, last, _WORD), last):
+        mask = bits[at : at + _WORD].view("<u8")[0]
+        if mask:
+            differs |= (_words(table, at, "<u8") ^ image[at : at + _WORD].view("<u8")[0]) & mask
+    return differs != 0
+
+
 def _read(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
     if layout.trace >= 0:
-        out.trace[rows] = _u64(table, layout.trace, 16, ">u8")
+        out.trace[rows, 0] = _words(table, layout.trace, ">u8")
+        out.trace[rows, 1] = _words(table, layout.trace + _WORD, ">u8")
     if layout.span >= 0:
-        out.span[rows] = _u64(table, layout.span, 8, ">u8")[:, 0]
+        out.span[rows] = _words(table, layout.span, ">u8")
     if layout.parent >= 0:
-        out.parent[rows] = _u64(table, layout.parent, 8, ">u8")[:, 0]
+        out.parent[rows] = _words(table, layout.parent, ">u8")
     if layout.start >= 0:
-        out.start[rows] = _u64(table, layout.start, 8, "<i8")[:, 0]
+        out.start[rows] = _words(table, layout.start, "<i8")
     if layout.end >= 0:
-        out.end[rows] = _u64(table, layout.end, 8, "<i8")[:, 0]
+        out.end[rows] = _words(table, layout.end, "<i8")
     out.status[rows] = layout.status
     _read_names(layout, rows, table, out)
     for value in layout.values:
@@ -393,16 +419,15 @@ def _read(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
         else:
             out.add(value.key, rows, column)
     if out.want_links and layout.links:
-        ids = [
-            np.concatenate([_u64(table, t, 16, ">u8"), _u64(table, s, 8, ">u8")], 1) for t, s in layout.links
-        ]
-        for i, row in enumerate(rows.tolist()):
-            out.links[row] = np.array([link[i] for link in ids], np.uint64)
+        places = [place for t, s in layout.links for place in (t, t + _WORD, s)]
+        ids = np.stack([_words(table, place, ">u8") for place in places], axis=1).astype(np.uint64)
+        for row, links in zip(rows.tolist(), ids.reshape(len(rows), -1, 3), strict=True):
+            out.links[row] = links
 
 
 def _read_names(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
     at, size = layout.name
-    texts = _texts(table[:, at : at + size])
+    texts = _texts(table, at, size)
     codes = {text: out.name_code(_utf8(text)) for text in dict.fromkeys(texts)}
     out.name[rows] = codes[texts[0]] if len(texts) == 1 else [codes[text] for text in texts]
 
@@ -410,7 +435,7 @@ def _read_names(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None
 def _read_value(value: _Value, table: Bytes) -> NDArray[Any]:
     part = table[:, value.at : value.at + value.size]
     if value.kind == "f":
-        return _u64(table, value.at, 8, "<f8")[:, 0]
+        return _words(table, value.at, "<f8").astype(np.float64)
     if value.kind == "b":
         return np.asarray((part & np.uint8(0x7F)).any(axis=1))
     if value.kind == "i":
@@ -418,7 +443,7 @@ def _read_value(value: _Value, table: Bytes) -> NDArray[Any]:
         for k in range(value.size):
             number |= (part[:, k] & np.uint8(0x7F)).astype(np.uint64) << np.uint64(7 * k)
         return number.view(np.int64)
-    texts = _texts(part)
+    texts = _texts(table, value.at, value.size)
     convert: Callable[[bytes], Any] = _utf8 if value.kind == "s" else _other
     converted = {text: convert(text) for text in dict.fromkeys(texts)}
     if len(texts) < len(part):
@@ -428,9 +453,11 @@ def _read_value(value: _Value, table: Bytes) -> NDArray[Any]:
     return np.fromiter(map(converted.__getitem__, texts), object, len(part))
 
 
-def _texts(part: Bytes) -> list[bytes]:
-    """The rows of `part` as bytes; one only where all are equal."""
-    if part.shape[1] == 0 or (part == part[0]).all():
+def _texts(table: Bytes, at: int, size: int) -> list[bytes]:
+    """`size` bytes of each row from `at` on; one only where all are equal."""
+    part, bits = table[:, at : at + size], np.zeros(table.shape[1], np.uint8)
+    bits[at : at + size] = 0xFF
+    if not _differs(table, table[0], bits).any():
         return [part[0].tobytes()]
     joined = np.ascontiguousarray(part)
     texts: list[bytes] = joined.view(np.dtype((np.void, joined.shape[1])))[:, 0].tolist()
@@ -449,11 +476,6 @@ def _other(raw: bytes) -> Any:
         return _plain(AnyValue.FromString(raw))
     except DecodeError as error:
         raise ValueError(f"garbled OTLP: attribute value: {error}") from None
-
-
-def _u64(table: Bytes, at: int, size: int, dtype: str) -> NDArray[Any]:
-    numbers: NDArray[Any] = np.ascontiguousarray(table[:, at : at + size]).view(dtype).astype(dtype[1:])
-    return numbers
 
 
 def _parse_layout(image: Bytes, offset: int) -> _Layout:
