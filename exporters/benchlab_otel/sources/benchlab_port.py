@@ -14,7 +14,7 @@ import select
 import termios
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import serial
@@ -30,6 +30,7 @@ _NO_PERMISSION = (
     f"echo '{UDEV_RULE}' | sudo tee /etc/udev/rules.d/60-benchlab.rules && sudo udevadm control --reload "
     "&& sudo udevadm trigger (or: sudo usermod -aG dialout $USER, and log in again)"
 )
+_FAULTS = (OSError, termios.error)  # a SerialException is an OSError
 NOT_FOUND = "plug it in (`lsusb -d 0483:5740` should list it), or set sources.benchlab.ports"
 
 
@@ -39,7 +40,7 @@ class Port:
     def __init__(self, path: str, timeout_s: float) -> None:
         self.path = path
         self._timeout = timeout_s
-        self._clock = anchor()
+        self._offset_ns = anchor().offset_ns
         self._port = _open(path)
         self._file = self._port.fileno()
         self._readable = select.poll()
@@ -47,7 +48,7 @@ class Port:
 
     def close(self) -> None:
         """Closes the port, also one whose device is gone."""
-        with suppress(OSError, termios.error):
+        with suppress(*_FAULTS):
             self._port.close()
 
     def drain(self) -> None:
@@ -59,30 +60,36 @@ class Port:
 
     def ask(self, request: bytes, size: int, alone: bool = True) -> Reply:
         """The answer of `size` bytes to one request; `alone`: nothing may follow it."""
-        with self._faults():
-            if waiting := self._port.in_waiting:
-                raise SourceError("garbled", f"{self.path}: {waiting} B that nobody asked for")
-            start = self._clock.now_ns()
+        try:
+            if self._readable.poll(0):
+                raise self._unasked()
+            start = time.monotonic_ns()
             os.write(self._file, request)
             reply = self._receive(size, size + alone, self._timeout)
-            end = self._clock.now_ns()
+            end = time.monotonic_ns()
+        except _FAULTS as error:
+            raise self._lost(error) from None
         if len(reply) < size:
             what = f"{len(reply)} of {size} B" if reply else "no answer"
             limit = f"request {request[0]:#04x}: {what} within {self._timeout} s"
             raise SourceError("short" if reply else "late", f"{self.path}: {limit}")
         if len(reply) > size:
             raise SourceError("garbled", f"{self.path}: request {request[0]:#04x}: more than {size} B")
-        return Reply(start, end, reply)
+        return Reply(start + self._offset_ns, end + self._offset_ns, reply)
 
     def tell(self, request: bytes) -> None:
         """Sends one command that has no answer."""
-        with self._faults():
+        try:
             os.write(self._file, request)
+        except _FAULTS as error:
+            raise self._lost(error) from None
 
     def receive(self, size: int, timeout: float) -> bytes:
         """Up to `size` bytes that come before the timeout."""
-        with self._faults():
+        try:
             return self._receive(size, size, timeout)
+        except _FAULTS as error:
+            raise self._lost(error) from None
 
     def _receive(self, least: int, most: int, timeout: float) -> bytes:
         """What comes before the timeout, waiting for `least` bytes and taking no more than `most`.
@@ -101,18 +108,19 @@ class Port:
             received += part
         return received
 
-    @contextmanager
-    def _faults(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, termios.error) as error:  # SerialException is an OSError
-            raise SourceError("lost", f"{self.path}: unplugged? {error}") from None
+    def _unasked(self) -> SourceError:
+        if waiting := self._port.in_waiting:
+            return SourceError("garbled", f"{self.path}: {waiting} B that nobody asked for")
+        return self._lost(OSError("hung up"))
+
+    def _lost(self, error: Exception) -> SourceError:
+        return SourceError("lost", f"{self.path}: unplugged? {error}")
 
 
 def _open(path: str) -> serial.Serial:
     try:
         port = serial.Serial(path, wire.BAUD_RATE, exclusive=True, rtscts=False, dsrdtr=False)
-    except (OSError, termios.error) as error:
+    except _FAULTS as error:
         raise _cannot_open(path, error) from None
     if holder := holder_of(path):
         port.close()
