@@ -3,8 +3,9 @@
     python bench/accuracy.py [--seeds 10] [--only TEXT]
 
 Each row: mean over the seeds ± their standard deviation. Error is the mean absolute error of a
-frame's energy over the mean energy, in percent; "holds" is how often the 95 % interval holds the
-truth, of frames and of stage pieces. Goals stand beside the figures; what misses one says so.
+frame's energy over the mean energy, in percent; "hold" is how often the 95 % interval holds the
+truth, of frames and of stage pieces, and "z" the root mean square of error / stated sd: 1 if intervals
+are neither too narrow nor too wide. Goals stand beside the figures; what misses one says so.
 """
 
 from __future__ import annotations
@@ -122,43 +123,49 @@ def run(case: Case, seed: int) -> tuple[Truth, Attribution]:
 
 
 def figures(case: Case, seed: int) -> list[float]:
-    """error, bias, frames' coverage, stages' coverage, leave-one-out with and without stages (%), and
-    whether the readings were found to contradict the model (0 or 100)."""
+    """error, bias, frames' and stages' coverage, leave-one-out with and without stages (%), whether the
+    readings were found to contradict the model (0 or 100), frames' and stages' mean square of z."""
     truth, result = run(case, seed)
     p, right = result.pipelines[0], frame_truth(truth, 0.0, case.duration)
     value, half = getattr(p, case.what), getattr(p, f"{case.what}_uncertainty")
     want = getattr(right, case.what)
     seen = np.isfinite(value)
-    off = (value - want)[seen]
+    off, sd = (value - want)[seen], half[seen] / 1.96
     rows = np.isfinite(p.stage)
     length = seconds(truth.frames.stage_end) - seconds(truth.frames.stage_begin)
-    stage_off = (p.stage - truth.watts * length)[rows]
+    stage_off, stage_sd = (p.stage - truth.watts * length)[rows], p.stage_uncertainty[rows] / 1.96
     check = result.check
     assert check is not None
     return [
         100 * float(np.abs(off).mean() / want.mean()),
         100 * float(off.mean() / want.mean()),
-        100 * float(np.mean(np.abs(off) <= half[seen])),
-        100 * float(np.mean(np.abs(stage_off) <= p.stage_uncertainty[rows])),
+        100 * float(np.mean(np.abs(off) <= 1.96 * sd)),
+        100 * float(np.mean(np.abs(stage_off) <= 1.96 * stage_sd)),
         100 * check.error,
         100 * check.error_no_stages,
         100.0 * any("widened for it" in finding for finding in check.findings),
+        float(np.mean((off / sd) ** 2)),
+        float(np.mean((stage_off / stage_sd) ** 2)),
     ]
 
 
 def accuracy(seeds: int, only: str) -> None:
-    print(f"{'load':38} {'meter':>8} {'error %':>15} {'goal':>6} {'bias %':>13} {'frames hold':>13}"
-          f" {'stages hold':>13} {'left out':>9} {'no stages':>9} {'contradicted':>13}")  # fmt: skip
+    print(
+        f"{'load':38} {'meter':>8} {'error %':>15} {'goal':>6} {'bias %':>13} {'frames hold':>13} {'z':>5}"
+        f" {'stages hold':>13} {'z':>5} {'left out':>9} {'no stages':>9} {'contradicted':>13}"
+    )
     for case in CASES:
         if only not in case.name:
             continue
         table = np.array([figures(case, seed) for seed in range(seeds)])
         mean, sd = table.mean(axis=0), table.std(axis=0, ddof=1)
+        z, stage_z = np.sqrt(mean[7:])
         goal = "" if case.goal is None else f"≤{case.goal:g}"
         missed = " MISSED" if case.goal is not None and mean[0] > case.goal else ""
         print(
             f"{case.name:38} {case.meter['rate_hz']:5} Hz {mean[0]:8.3f} ±{sd[0]:5.3f} {goal:>6}"
-            f" {mean[1]:+7.3f} ±{sd[1]:5.2f} {mean[2]:6.1f} ±{sd[2]:4.1f} {mean[3]:6.1f} ±{sd[3]:4.1f}"
+            f" {mean[1]:+7.3f} ±{sd[1]:5.2f}"
+            f" {mean[2]:6.1f} ±{sd[2]:4.1f}  {z:5.2f} {mean[3]:6.1f} ±{sd[3]:4.1f}  {stage_z:5.2f}"
             f" {mean[4]:8.2f}% {mean[5]:8.2f}% {mean[6]:12.0f}%{missed}",
             flush=True,
         )

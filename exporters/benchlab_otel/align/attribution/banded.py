@@ -40,6 +40,12 @@ def product(ab: Float, x: Float) -> Float:
     return out
 
 
+def form(x: Float, matrix: Float, y: Float) -> Float:
+    """xᵀ M y of each pair of rows of x and y (n, k), with M (k, k)."""
+    out: Float = np.einsum("nk,nk->n", x @ matrix, y)
+    return out
+
+
 def inner(a: Float, b: Float) -> float:
     """tr(A B) of two symmetric banded matrices of the same size, from their bands."""
     width = min(len(a), len(b))
@@ -69,7 +75,9 @@ class Cholesky:
         try:
             return cls(cholesky_banded(ab, lower=True, check_finite=False))
         except np.linalg.LinAlgError:
-            return cls(cholesky_banded(_lifted(ab), lower=True, check_finite=False))
+            lifted = ab.copy()
+            lifted[0] *= 1.0 + _JITTER
+            return cls(cholesky_banded(lifted, lower=True, check_finite=False))
 
     def solve(self, x: Float) -> Float:
         """S⁻¹ x for x (n,) or (n, k)."""
@@ -87,90 +95,53 @@ class Cholesky:
             raise np.linalg.LinAlgError(f"singular factor at row {info}")
         return np.asarray(solved[:, 0], float)
 
+    def inverse_band(self, width: int) -> Float:
+        """The band (width + 1, n) of S⁻¹, exact, in O(n w²).
 
-def _lifted(ab: Float) -> Float:
-    lifted = ab.copy()
-    lifted[0] *= 1.0 + _JITTER
-    return lifted
-
-
-def inverse_band(ab: Float, width: int) -> Float:
-    """The band (width + 1, n) of S⁻¹, exact, in O(n w²) by block odd-even reduction.
-
-    Blocks of w = max(bandwidth, width) rows make S block tridiagonal; eliminating every other
-    block leaves a block tridiagonal matrix of half the size (Cholesky in nested dissection order).
-    On the way back each eliminated block of the inverse follows from its two neighbours (the
-    recurrence of Takahashi, Fagan & Chen 1973), all blocks of a level at once. What `Cholesky.of` says
-    of rounding holds here too.
-    """
-    n = ab.shape[1]
-    w = max(ab.shape[0] - 1, width, 1)
-    count = -(-n // w)
-    try:
-        inv_diagonal, inv_lower = _inverse_blocks(*_blocks(ab, w, count))
-    except np.linalg.LinAlgError:
-        inv_diagonal, inv_lower = _inverse_blocks(*_blocks(_lifted(ab), w, count))
-    out = np.zeros((width + 1, count * w))
-    stacked = np.concatenate([inv_diagonal, np.concatenate([inv_lower, np.zeros((1, w, w))])], axis=1)
-    for d in range(width + 1):
-        out[d] = stacked[:, np.arange(w) + d, np.arange(w)].ravel()
-        if d:
+        With S = L Lᵀ in blocks of w = max(bandwidth, width) rows and M_i = −L_{i+1,i} L_i⁻¹, the inverse's
+        blocks follow from the last one back (Takahashi, Fagan & Chen 1973): Z_{i+1,i} = Z_{i+1} M_i and
+        Z_i = (L_i L_iᵀ)⁻¹ + M_iᵀ Z_{i+1,i}.
+        """
+        n = self.factor.shape[1]
+        w = max(len(self.factor) - 1, width, 1)
+        columns = _block_columns(self.factor, w)
+        root = np.linalg.inv(columns[:, :w])
+        inverse = root.transpose(0, 2, 1) @ root
+        move = -(columns[:, w:] @ root)
+        columns[-1, w:] = 0.0
+        below = columns[:, w:]
+        for i in range(len(inverse) - 2, -1, -1):
+            np.matmul(inverse[i + 1], move[i], out=below[i])
+            inverse[i] += move[i].T @ below[i]
+        columns[:, :w] = inverse
+        out = np.empty((width + 1, n))
+        for d in range(width + 1):
+            out[d] = columns[:, np.arange(w) + d, np.arange(w)].ravel()[:n]
             out[d, n - d :] = 0.0
-    return out[:, :n]
+        return out
 
 
-def _blocks(ab: Float, w: int, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """S as diagonal blocks (count, w, w) and the blocks below them; identity past the end."""
+def _block_columns(ab: Float, w: int) -> NDArray[np.float64]:
+    """A banded lower triangle's columns in blocks of w: (count, 2w, w), from the diagonal down; past its
+    end the identity's."""
     n = ab.shape[1]
-    padded = np.zeros((w + 1, count * w))
-    padded[: ab.shape[0], :n] = ab
+    count = -(-n // w)
+    padded = np.zeros((len(ab), count * w))
+    padded[:, :n] = ab
     padded[0, n:] = 1.0
-    grid = padded.reshape(w + 1, count, w)
+    grid = padded.reshape(len(ab), count, w)
     stacked = np.zeros((count, 2 * w, w))
-    for d in range(w + 1):
+    for d in range(len(ab)):
         stacked[:, np.arange(w) + d, np.arange(w)] = grid[d]
-    diagonal = stacked[:, :w]
-    diagonal = diagonal + np.tril(diagonal, -1).transpose(0, 2, 1)
-    return diagonal, stacked[:-1, w:]
+    return stacked
 
 
-def _inverse_blocks(diagonal: Float, lower: Float) -> tuple[Float, Float]:
-    """Diagonal and lower blocks of the inverse of a block tridiagonal matrix."""
-    count = len(diagonal)
-    if count == 1:
-        root = np.linalg.inv(np.linalg.cholesky(diagonal))
-        return np.asarray(root.transpose(0, 2, 1) @ root, float), lower
-    odd = np.arange(1, count, 2)
-    left, right = lower[odd - 1], lower[odd[odd < count - 1]]  # S[i, i−1] and S[i+1, i]
-    root = np.linalg.inv(np.linalg.cholesky(diagonal[odd]))
-    y, z = root @ left, root[: len(right)] @ right.transpose(0, 2, 1)
-    even = diagonal[::2].copy()
-    even[: len(odd)] -= y.transpose(0, 2, 1) @ y
-    even[1 : 1 + len(right)] -= z.transpose(0, 2, 1) @ z
-    inv_even, inv_far = _inverse_blocks(even, -(z.transpose(0, 2, 1) @ y[: len(right)]))
-    back = root.transpose(0, 2, 1)
-    u, v, pivot = back @ y, back[: len(right)] @ z, back @ root
-
-    # S⁻¹[i, i−1] and S⁻¹[i, i+1] of the odd blocks, from the even ones around them
-    near = -u @ inv_even[: len(odd)]
-    near[: len(right)] -= v @ inv_far
-    ahead = -u[: len(right)] @ inv_far.transpose(0, 2, 1) - v @ inv_even[1 : 1 + len(right)]
-    inv_diagonal, inv_lower = np.empty_like(diagonal), np.empty_like(lower)
-    inv_diagonal[::2] = inv_even
-    own = pivot - near @ u.transpose(0, 2, 1)
-    own[: len(right)] -= ahead @ v.transpose(0, 2, 1)
-    inv_diagonal[odd] = own
-    inv_lower[odd - 1] = near
-    inv_lower[odd[: len(right)]] = ahead.transpose(0, 2, 1)
-    return inv_diagonal, inv_lower
-
-
-def quadratic(rows: sparse.csr_array[Any], band: Float) -> Float:
+def quadratic(rows: sparse.csr_array[Any], first: Int, band: Float) -> Float:
     """kᵀ S⁻¹ k for each sparse row k of `rows` (f, n), from the band of S⁻¹.
 
-    The nonzeros of a row must lie within the band's width of each other.
+    The nonzeros of a row, of which `first` (f,) is the leftmost, must lie within the band's width.
     """
-    first, dense = _dense_rows(rows)
+    dense = _dense_rows(rows, first)
     count, span = dense.shape
     out = np.zeros(count)
     at = np.minimum(first, band.shape[1] - 1)
@@ -182,26 +153,21 @@ def quadratic(rows: sparse.csr_array[Any], band: Float) -> Float:
     return out
 
 
-def span(rows: sparse.csr_array[Any]) -> Int:
-    """Distance (f,) between the first and the last nonzero column of each row (0 for empty rows)."""
-    if rows.nnz == 0:
-        return np.zeros(rows.shape[0], np.int64)
-    filled = np.flatnonzero(np.diff(rows.indptr))
-    starts = rows.indptr[filled]
-    out = np.zeros(rows.shape[0], np.int64)
-    out[filled] = np.maximum.reduceat(rows.indices, starts) - np.minimum.reduceat(rows.indices, starts)
-    return out
-
-
-def _dense_rows(rows: sparse.csr_array[Any]) -> tuple[Int, Float]:
-    """The first nonzero column (f,) of each row and its entries from there on (f, longest span + 1)."""
-    count = rows.shape[0]
-    first = np.zeros(count, np.int64)
+def extent(rows: sparse.csr_array[Any]) -> tuple[Int, Int]:
+    """The leftmost nonzero column (f,) of each row, and how far from it the last one is; 0 for empty rows."""
+    first, span = np.zeros((2, rows.shape[0]), np.int64)
     filled = np.flatnonzero(np.diff(rows.indptr))
     if len(filled):
-        first[filled] = np.minimum.reduceat(rows.indices, rows.indptr[filled])
-    owner = np.repeat(np.arange(count), np.diff(rows.indptr))
+        starts = rows.indptr[filled]
+        first[filled] = np.minimum.reduceat(rows.indices, starts)
+        span[filled] = np.maximum.reduceat(rows.indices, starts) - first[filled]
+    return first, span
+
+
+def _dense_rows(rows: sparse.csr_array[Any], first: Int) -> Float:
+    """The entries of each row from its column `first` (f,) on: (f, longest span + 1)."""
+    owner = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
     offset = rows.indices - first[owner]
-    dense = np.zeros((count, int(offset.max(initial=0)) + 1))
+    dense = np.zeros((rows.shape[0], int(offset.max(initial=0)) + 1))
     dense[owner, offset] = rows.data
-    return first, dense
+    return dense

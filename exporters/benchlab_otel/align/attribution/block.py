@@ -157,7 +157,7 @@ def _check(posterior: Posterior) -> SelfCheck:
     return selfcheck.check(
         posterior.solved,
         posterior.inverse,
-        (plain.solved, selfcheck.narrow_inverse(plain.solved)),
+        (plain.solved, plain.solved.factor.inverse_band(1)),
         design.rows.value,
         selfcheck.whitened_residuals(posterior.solved, design),
     )

@@ -22,7 +22,7 @@ from benchlab_otel.align.attribution import banded
 from benchlab_otel.align.attribution.banded import Cholesky
 from benchlab_otel.align.attribution.design import Design, stage_sums
 from benchlab_otel.align.attribution.fit import Fit, Solved, prior, scaled, solve
-from benchlab_otel.align.attribution.overlap import Sparse, cumulative, ragged
+from benchlab_otel.align.attribution.overlap import Sparse, cumulative, ragged, ragged_rows, times_rows
 from benchlab_otel.align.attribution.windows import tile
 from benchlab_otel.model import Float, Int
 
@@ -43,6 +43,16 @@ class Weight:
         if self.times is None or self.upto is None:
             return at
         return np.interp(at, self.times, self.upto)
+
+
+def integral_of(times: Float, share: Float) -> Weight:
+    """Time counted by a step function: `share` (k − 1,) between the `times` (k,) ascending, 0 elsewhere."""
+    return Weight(times, np.append(0.0, np.cumsum(share * np.diff(times)))) if len(times) else never()
+
+
+def never() -> Weight:
+    """No time counts."""
+    return Weight(np.zeros(1), np.zeros(1))
 
 
 @dataclass(slots=True)
@@ -95,7 +105,7 @@ def condition(design: Design, fit: Fit, span: int = 4) -> Posterior:
         design=design,
         solved=solved,
         priors=priors,
-        inverse=banded.inverse_band(solved.band, width),
+        inverse=solved.factor.inverse_band(width),
         watts=solved.watts[design.pieces.stage] + off,
         steps=steps,
         errors=errors,
@@ -174,8 +184,8 @@ def _variance(posterior: Posterior, wanted: Wanted) -> Float:
     gain = stage_sums(wanted.seconds, design.pieces)
     if wanted.lo is not None and wanted.hi is not None and wanted.weight is not None:
         near, total, steps = _base_weights(design, wanted.lo, wanted.hi, wanted.weight)
-        row = sparse.csr_array((-total, (np.arange(len(near)), near)), shape=(len(near), len(design.rows)))
-        weights = [(wanted.seconds + row @ design.overlap).tocsr(), steps, row @ design.rows.noise]
+        seen = times_rows(-total, design.overlap, near)
+        weights = [(wanted.seconds + seen).tocsr(), steps, times_rows(-total, design.rows.noise, near)]
         gain = gain - total[:, None] * design.active[near]
     before = sum(
         (scaled_square(g, c) for g, c in zip(weights, posterior.priors, strict=False)), np.zeros(len(gain))
@@ -185,7 +195,7 @@ def _variance(posterior: Posterior, wanted: Wanted) -> Float:
         covariance = (covariance + g @ r).tocsr()
     told = _told(covariance, posterior)
     left = gain - covariance @ solved.u
-    variance = before - told + np.einsum("fs,st,ft->f", left, solved.covariance, left)
+    variance = before - told + banded.form(left, solved.covariance, left)
     return np.maximum(variance, 0.0)
 
 
@@ -209,24 +219,24 @@ def _base_weights(design: Design, lo: Float, hi: Float, weight: Weight) -> tuple
     near = np.where(wanted - middle[right - 1] < middle[right] - wanted, right - 1, right)
     total = weight(hi) - weight(lo)
     row_lo, row_hi = rows.lo[near], rows.hi[near]
-    owner, knot = ragged(
-        np.searchsorted(knots, np.minimum(lo, row_lo), "left"),
-        np.searchsorted(knots, np.maximum(hi, row_hi), "right"),
-    )
+    first = np.searchsorted(knots, np.minimum(lo, row_lo), "left")
+    last = np.searchsorted(knots, np.maximum(hi, row_hi), "right")
+    owner, knot = ragged(first, last)
     at = knots[knot]
     before = weight(np.clip(at, lo[owner], hi[owner])) - weight(lo)[owner]
     value = total[owner] * cumulative(at, row_lo[owner], row_hi[owner], rows.tau) - before
-    return near, total, sparse.csr_array((value, (owner, knot)), shape=(len(lo), len(knots)))
+    return near, total, ragged_rows(value, knot, last - first, len(knots))
 
 
 def _told(covariance: Sparse, posterior: Posterior) -> Float:
     """kᵀ S⁻¹ k of each row."""
-    long = banded.span(covariance) >= posterior.inverse.shape[0]
+    first, span = banded.extent(covariance)
+    long = span >= posterior.inverse.shape[0]
     if not long.any():
-        return banded.quadratic(covariance, posterior.inverse)
+        return banded.quadratic(covariance, first, posterior.inverse)
     out = np.empty(covariance.shape[0])
     short = np.flatnonzero(~long)
-    out[short] = banded.quadratic(covariance[short].tocsr(), posterior.inverse)
+    out[short] = banded.quadratic(covariance[short].tocsr(), first[short], posterior.inverse)
     for f in np.flatnonzero(long):
         entries = slice(covariance.indptr[f], covariance.indptr[f + 1])
         out[f] = _told_long(covariance.indices[entries], covariance.data[entries], posterior.solved.factor)

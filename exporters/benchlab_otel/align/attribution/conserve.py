@@ -13,7 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchlab_otel.align.attribution.condition import Posterior, Weight, base_integral, mean_of
+from benchlab_otel.align.attribution.condition import (
+    Posterior,
+    Weight,
+    base_integral,
+    integral_of,
+    mean_of,
+    never,
+)
 from benchlab_otel.align.attribution.windows import Windows, tile
 from benchlab_otel.model import Bool, Float
 
@@ -73,7 +80,7 @@ def even_split(begin: Float, end: Float) -> Weight:
     times = times[order]
     active = np.cumsum(np.repeat([1, -1], len(begin))[order])[:-1]
     share = np.where(active > 0, 1.0 / np.maximum(active, 1), 0.0)
-    return _weight(times, share)
+    return integral_of(times, share)
 
 
 def covered_seconds(rows: Windows) -> Weight:
@@ -84,7 +91,7 @@ def covered_seconds(rows: Windows) -> Weight:
     begin, end = rows.lo[new], reach[np.append(np.flatnonzero(new)[1:] - 1, len(rows) - 1)]
     share = np.ones(2 * len(begin) - 1)
     share[1::2] = 0.0
-    return _weight(np.column_stack([begin, end]).ravel(), share)
+    return integral_of(np.column_stack([begin, end]).ravel(), share)
 
 
 def is_covered(rows: Windows, begin: Float, end: Float) -> Bool:
@@ -133,26 +140,18 @@ def _plain_integral(rows: Windows, core: tuple[float, float]) -> float:
     return float(np.sum(np.diff(middle) * (rows.value[1:] + rows.value[:-1])) / 2 + ends)
 
 
-def _weight(times: Float, share: Float) -> Weight:
-    return Weight(times, np.append(0.0, np.cumsum(share * np.diff(times)))) if len(times) else _never()
-
-
-def _never() -> Weight:
-    return Weight(np.zeros(1), np.zeros(1))
-
-
 def _in_flight(split: Weight) -> Weight:
     """Seconds with a frame in flight."""
     if split.times is None or split.upto is None:
-        return _never()
-    return _weight(split.times, (np.diff(split.upto) > 0).astype(float))
+        return never()
+    return integral_of(split.times, (np.diff(split.upto) > 0).astype(float))
 
 
 def _both(a: Weight, b: Weight) -> Weight:
     """Seconds that count in both of two measures that are 0 or 1 at each instant."""
     if a.times is None or b.times is None:
-        return _never()
+        return never()
     times = np.sort(np.concatenate([a.times, b.times]), kind="stable")
     half = 0.5 * np.diff(times)
     share = (np.diff(a(times)) > half) & (np.diff(b(times)) > half)
-    return _weight(times, share.astype(float))
+    return integral_of(times, share.astype(float))

@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 
-from benchlab_otel.align.attribution.banded import span
+from benchlab_otel.align.attribution.banded import extent
 from benchlab_otel.align.attribution.overlap import (
     Sparse,
     cumulative,
@@ -24,6 +23,7 @@ from benchlab_otel.align.attribution.overlap import (
     only_columns,
     overlap,
     ragged,
+    ragged_rows,
     used_columns,
 )
 from benchlab_otel.align.attribution.windows import Windows, rows_between
@@ -70,7 +70,7 @@ class Design:
 
 def _bandwidth(*matrices: Sparse) -> int:
     """How far apart two differences can be and still share a piece, a knot or an error."""
-    return max(1, *(int(span(m.T.tocsr()).max(initial=0)) for m in matrices))
+    return max(1, *(int(extent(m.T.tocsr())[1].max(initial=0)) for m in matrices))
 
 
 def build(rows: Windows, pieces: Pieces) -> Design:
@@ -113,12 +113,13 @@ def _differences(matrix: Sparse) -> Sparse:
 def _steps(rows: Windows, knots: Float) -> Sparse:
     """H: row k's base less row k − 1's is Σ (F_{k−1}(τ_j) − F_k(τ_j)) η_j, F as in `cumulative`."""
     lo, hi = np.minimum(rows.lo[1:], rows.lo[:-1]), np.maximum(rows.hi[1:], rows.hi[:-1])
-    row, knot = ragged(np.searchsorted(knots, lo, "left"), np.searchsorted(knots, hi, "left"))
+    first, last = np.searchsorted(knots, lo, "left"), np.searchsorted(knots, hi, "left")
+    row, knot = ragged(first, last)
     at = knots[knot]
     value = cumulative(at, rows.lo[row], rows.hi[row], rows.tau) - cumulative(
         at, rows.lo[row + 1], rows.hi[row + 1], rows.tau
     )
-    return sparse.csr_array((value, (row, knot)), shape=(len(rows) - 1, len(knots)))
+    return ragged_rows(value, knot, last - first, len(knots))
 
 
 def part_of(design: Design, first: int, last: int) -> Design:

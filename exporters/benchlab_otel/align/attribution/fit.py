@@ -105,9 +105,8 @@ def _middle(design: Design, most: int) -> Design:
 
 @dataclass(slots=True)
 class Solved:
-    """S (band) of the differences with its factor, U = S⁻¹Z, W and its covariance, α = S⁻¹(z − ZW)."""
+    """The factor of S of the differences, U = S⁻¹Z, W and its covariance, α = S⁻¹(z − ZW)."""
 
-    band: Float
     factor: Cholesky
     u: Float
     watts: Float
@@ -137,7 +136,7 @@ def solve(design: Design, priors: tuple[Float, Float, Float], known: Fit | None 
     factor = Cholesky.of(band)
     both = factor.solve(np.column_stack([design.contrast, design.difference]))
     u, y = both[:, :-1], both[:, -1]
-    return Solved(band, factor, u, known.watts, known.covariance, y - u @ known.watts)
+    return Solved(factor, u, known.watts, known.covariance, y - u @ known.watts)
 
 
 def scaled(matrix: Sparse, columns: Float) -> Sparse:
@@ -153,7 +152,7 @@ def _gls(band: Float, design: Design) -> Solved:
     u, y = both[:, :-1], both[:, -1]
     covariance: Float = np.asarray(np.linalg.inv(design.contrast.T @ u), float)
     watts = covariance @ (u.T @ design.difference)
-    return Solved(band, factor, u, watts, covariance, y - u @ watts)
+    return Solved(factor, u, watts, covariance, y - u @ watts)
 
 
 def least_squares(design: Design) -> Float:
@@ -299,7 +298,7 @@ def _likelihood(
     value = _restricted(design, solved)
     if not derivatives or not np.isfinite(value):
         return value, none, none
-    inverse = banded.inverse_band(band, band.shape[0] - 1)
+    inverse = solved.factor.inverse_band(len(band) - 1)
     alpha, u, cov = solved.alpha, solved.u, solved.covariance
     pulled = [banded.product(b, np.column_stack([alpha, u])) for b in bands]
     trace = np.array(

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchlab_otel.align.attribution.condition import Posterior, Wanted, base_power
-from benchlab_otel.align.attribution.overlap import overlap
+from benchlab_otel.align.attribution.condition import Posterior, Wanted, base_power, integral_of
+from benchlab_otel.align.attribution.overlap import overlap, step_power
 from benchlab_otel.align.attribution.windows import Windows
 from benchlab_otel.model import Float, Int
 
@@ -188,8 +188,12 @@ def _coincide(a: Float, b: Float) -> bool:
 
 def _density(rows: Windows, times: Float) -> Float:
     """(n,) 1/s: the weight of each row's window at the times."""
-    weights = overlap(rows.lo, rows.hi, times - _SMEAR, times + _SMEAR, rows.tau)
-    return np.asarray(weights.sum(axis=1), float).ravel() / (2 * _SMEAR)
+    if rows.tau:
+        weights = overlap(rows.lo, rows.hi, times - _SMEAR, times + _SMEAR, rows.tau)
+        return np.asarray(weights.sum(axis=1), float).ravel() / (2 * _SMEAR)
+    edges, marks = step_power(times - _SMEAR, times + _SMEAR, np.ones(len(times)))
+    upto = integral_of(edges, marks[:-1])
+    return (upto(rows.hi) - upto(rows.lo)) / (rows.hi - rows.lo) / (2 * _SMEAR)
 
 
 def _finding(chi2: float, score: Float, information: Float, said: list[str], marks: int) -> str:

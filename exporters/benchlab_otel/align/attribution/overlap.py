@@ -24,6 +24,19 @@ def ragged(first: Int, last: Int) -> tuple[Int, Int]:
     return owner, np.arange(len(owner)) + (first - start)[owner]
 
 
+def ragged_rows(values: Float, columns: Int, count: Int, width: int) -> Sparse:
+    """The matrix (n, width) whose row i has the next `count` (n,) of the values, in these columns."""
+    pointers = np.append(0, np.cumsum(np.maximum(count, 0)))
+    return sparse.csr_array((values, columns, pointers), shape=(len(count), width))
+
+
+def times_rows(factors: Float, matrix: Sparse, rows: Int) -> Sparse:
+    """These rows (n,) of the matrix, each times its factor (n,)."""
+    picked = matrix[rows]
+    picked.data *= np.repeat(factors, np.diff(picked.indptr))
+    return picked
+
+
 def distinct(values: Float) -> Float:
     """The values ascending, each once; quick where they are nearly sorted."""
     ascending = np.sort(values, kind="stable")

@@ -39,11 +39,11 @@ class SelfCheck:
 def leave_one_out(solved: Solved, inverse: Float) -> tuple[Float, Float]:
     """Reading less its prediction from all others (n,) W, and that miss's standard deviation (n,) W.
 
-    `inverse` is the band of S⁻¹ of the differences.
+    `inverse` is the band of S⁻¹ of the differences, of width 1 at least.
     """
     u, cov = solved.u, solved.covariance
-    diagonal = inverse[0] - np.einsum("ns,st,nt->n", u, cov, u)
-    below = inverse[1, :-1] - np.einsum("ns,st,nt->n", u[1:], cov, u[:-1])
+    diagonal = inverse[0] - banded.form(u, cov, u)
+    below = inverse[1, :-1] - banded.form(u[1:], cov, u[:-1])
     q_diagonal = np.append(0.0, diagonal) + np.append(diagonal, 0.0)
     q_diagonal[1:-1] -= 2 * below
     q = np.append(0.0, solved.alpha) - np.append(solved.alpha, 0.0)
@@ -105,9 +105,4 @@ def kurtosis(whitened: Float) -> float:
     """Excess kurtosis: 0 for a normal distribution."""
     centred = whitened - whitened.mean()
     variance = float(np.mean(centred**2)) or 1.0
-    return float(np.mean(centred**4)) / variance**2 - 3.0
-
-
-def narrow_inverse(solved: Solved) -> Float:
-    """The band of S⁻¹ that `leave_one_out` needs."""
-    return banded.inverse_band(solved.band, 1)
+    return float(np.mean((centred**2) ** 2)) / variance**2 - 3.0  # a power of 4 takes numpy 20 times as long

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -37,7 +37,7 @@ class Windows:
 
     `noise` (n, e) tells how the errors of the e readings enter the rows, `row` (n,) which reading
     ends each row (row of the input readings). `at` (e,) s is each reading's time less the lag,
-    `shown` (e,) its value, `uncertainty` (e,) s that of its time.
+    `shown` (e,) its value, `uncertainty` (e,) s that of its time. `period` s is usual between rows.
     """
 
     lo: Float
@@ -51,14 +51,13 @@ class Windows:
     at: Float
     shown: Float
     uncertainty: Float
+    period: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.period = float(np.median(np.diff(self.hi))) if len(self) > 1 else 0.0
 
     def __len__(self) -> int:
         return len(self.value)
-
-    @property
-    def period(self) -> float:
-        """The usual time between rows (s)."""
-        return float(np.median(np.diff(self.hi))) if len(self) > 1 else 0.0
 
 
 def windows(readings: Clean, kernel: Kernel) -> Windows:
