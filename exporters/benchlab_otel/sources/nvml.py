@@ -18,11 +18,11 @@ Reference: https://docs.nvidia.com/deploy/nvml-api (nvmlDeviceGetPowerUsage, fie
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,14 @@ from benchlab_otel import contract, wire
 from benchlab_otel.config import Nvml
 from benchlab_otel.contract import Metric
 from benchlab_otel.model import Bool, Float, Int, Scalar
-from benchlab_otel.sources.nvml_calls import INSTALL, failure, field_values, optional
+from benchlab_otel.sources.nvml_calls import (
+    INSTALL,
+    energy_meter,
+    failure,
+    field_meter,
+    field_values,
+    optional,
+)
 from benchlab_otel.sources.nvml_state import Gpu, State, hw_id, mig_instances
 from benchlab_otel.sources.reading import Batch, Device, Field, Reason, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
@@ -104,10 +111,10 @@ def meters(handle: Any) -> list[Meter]:
     """What there is to read at the sample rate, the best first: energy, present power, mean power."""
     found = []
     if optional(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle) is not None:
-        found.append(Meter(("energy",), lambda: (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle),)))
+        found.append(Meter(("energy",), energy_meter(handle)))
     told = tuple(name for name, field in _POWERS.items() if optional(field_values, handle, [field]))
     if told:
-        found.append(Meter(told, partial(field_values, handle, [_POWERS[name] for name in told])))
+        found.append(Meter(told, field_meter(handle, [_POWERS[name] for name in told])))
     elif optional(pynvml.nvmlDeviceGetPowerUsage, handle) is not None:
         averaged = (optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle) or (0, 0)) > (8, 0)
         name = "average" if averaged else "instant"
@@ -125,7 +132,7 @@ class NvmlReader:
         card = Gpu(handle, hw_id(uuid), domain)
         found = meters(handle)
         self._what = f"{what} ({uuid})"
-        self._offset = anchor()
+        self._offset_ns = anchor().offset_ns
         self._first, self._rest = ([m.call for m in found] + [tuple, tuple])[:2]
         self._names = [name for meter in found for name in meter.names]
         self._fields = _fields(card, self._names)
@@ -144,10 +151,10 @@ class NvmlReader:
         """Energy and power; SourceError when the GPU is gone or doesn't tell what it told before."""
         try:
             self._state.check()
-            start = self._offset.now_ns()
+            start = time.monotonic_ns()
             raw = self._first()
-            end = self._offset.now_ns()
-            return Reply(start, end, raw + self._rest())
+            end = time.monotonic_ns()
+            return Reply(start + self._offset_ns, end + self._offset_ns, raw + self._rest())
         except pynvml.NVMLError as error:
             raise failure(error, self._what) from None
 
@@ -203,10 +210,10 @@ class Refresh:
 
     def update(self, time_ns: Int, values: Float) -> float:
         """Takes in (n, 1) values, or (n, 0) of a GPU without a meter; seconds, NaN where not known."""
-        for time, value in zip(time_ns.tolist(), values.ravel().tolist(), strict=False):
+        for moment, value in zip(time_ns.tolist(), values.ravel().tolist(), strict=False):
             self._polls += 1
             if value != self._last and self._polls > 1:  # when the first value came up is not known
-                self._changes.append((self._polls, time))
+                self._changes.append((self._polls, moment))
             self._last = value
         changes = len(self._changes) - 1
         if changes < self.LEAST:

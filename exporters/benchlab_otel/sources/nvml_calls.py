@@ -5,7 +5,9 @@ Functions, units and error codes: the NVML API reference of NVIDIA, https://docs
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
+from struct import Struct
 from typing import Any
 
 import pynvml
@@ -43,7 +45,8 @@ _GONE = {  # of any call: the GPU itself is away, not one of its values
     pynvml.NVML_ERROR_UNINITIALIZED,
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
 }
-_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
+_FIELD_VALUE = Struct("=IIqqIi8s")  # nvmlFieldValue_t: field, scope, time, latency, type, return code, value
+_VALUES = [Struct(kind) for kind in "dILQqiH"]  # by nvmlValueType_t
 
 
 def failure(error: pynvml.NVMLError, what: str) -> SourceError:
@@ -72,8 +75,40 @@ def either(new: Callable[..., Any], old: Callable[..., Any], *arguments: Any) ->
 
 def field_values(handle: Any, fields: Sequence[int]) -> tuple[float, ...]:
     """The values of NVML_FI_DEV_… fields, by one call; NVMLError when one of them has none."""
-    told = pynvml.nvmlDeviceGetFieldValues(handle, fields)
-    for field in told:
-        if field.nvmlReturn != pynvml.NVML_SUCCESS:
-            raise pynvml.NVMLError(field.nvmlReturn)
-    return tuple(getattr(field.value, _MEMBERS[field.valueType]) for field in told)
+    return _numbers(pynvml.nvmlDeviceGetFieldValues(handle, fields))
+
+
+def field_meter(handle: Any, fields: Sequence[int]) -> Callable[[], tuple[float, ...]]:
+    """`field_values` for many times a second: without what the bindings prepare anew each time."""
+    array = pynvml.nvmlDeviceGetFieldValues(handle, fields)
+    function = pynvml.nvmlLib.nvmlDeviceGetFieldValues
+
+    def call() -> tuple[float, ...]:
+        if code := function(handle, len(array), array):
+            raise pynvml.NVMLError(code)
+        return _numbers(array)
+
+    return call
+
+
+def energy_meter(handle: Any) -> Callable[[], tuple[float, ...]]:
+    """nvmlDeviceGetTotalEnergyConsumption (mJ) in the same way."""
+    told = ctypes.c_ulonglong()
+    function, place = pynvml.nvmlLib.nvmlDeviceGetTotalEnergyConsumption, ctypes.byref(told)
+
+    def call() -> tuple[float, ...]:
+        if code := function(handle, place):
+            raise pynvml.NVMLError(code)
+        return (told.value,)
+
+    return call
+
+
+def _numbers(array: Any) -> tuple[float, ...]:
+    """The values of an array of nvmlFieldValue_t."""
+    numbers = []
+    for *_, kind, code, value in _FIELD_VALUE.iter_unpack(array):
+        if code:
+            raise pynvml.NVMLError(code)
+        numbers.append(_VALUES[kind].unpack_from(value)[0])
+    return tuple(numbers)
