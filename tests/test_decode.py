@@ -222,6 +222,35 @@ def test_blocks_concatenated_and_rows_taken(bodies: list[bytes], chance: random.
     assert rows_of(take(joined, np.array(rows, np.int64))) == [expected[i] for i in rows]
 
 
+@settings(max_examples=20, deadline=None)
+@given(requests(), requests(), st.randoms(use_true_random=False))
+def test_many_requests_that_repeat_their_form(one: bytes, other: bytes, chance: random.Random) -> None:
+    check(b"".join(chance.choice([one, other]) for _ in range(60)))
+
+
+def test_requests_of_equal_size_and_unequal_form() -> None:
+    """They differ in their resource, in where their second span begins, or in what their spans say only."""
+
+    def request(i: int, host: str, first: str, second: str) -> bytes:
+        spans = [span_of(2 * i + 1, name=first), span_of(2 * i + 2, name=second)]
+        group = ResourceSpans(scope_spans=[ScopeSpans(spans=spans)])
+        group.resource.attributes.add(key="host.name").value.string_value = host
+        return ExportTraceServiceRequest(resource_spans=[group]).SerializeToString()
+
+    forms = [
+        ("a", "xx", "yyyy"),
+        ("a", "zz", "yyyy"),
+        ("a", "xxxx", "yy"),
+        ("b", "xx", "yyyy"),
+        ("b", "xxxx", "yy"),
+    ]
+    bodies = [request(i, *forms[i % len(forms)]) for i in range(200)]
+    assert len(set(map(len, bodies))) == 1
+    check(b"".join(bodies[40:] + bodies[:40]))
+    few = [request(i, *forms[0]) for i in range(60)] + bodies[:20]
+    check(b"".join(few))
+
+
 # -- layouts ------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from typing import BinaryIO
 import msgspec
 import zstandard
 
-from benchlab_otel.otlp.decode import fields, varint
+from benchlab_otel.otlp.protobuf import fields, varint
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 MAX_RECORD = 256 << 20  # a length beyond this is taken for garbage

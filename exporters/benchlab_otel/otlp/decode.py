@@ -11,7 +11,6 @@ Wire format: opentelemetry/proto/trace/v1/trace.proto and common/v1/common.proto
 from __future__ import annotations
 
 import threading
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,8 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from benchlab_otel.model import Column, Int, Spans, Uint
+from benchlab_otel.otlp.locate import by_value, locate
+from benchlab_otel.otlp.protobuf import skip, varint
 
 Bytes = NDArray[np.uint8]
 
@@ -35,16 +36,12 @@ def decode_traces(body: bytes, *, links: bool = False) -> Spans:
     Ids of a wrong length become 0 (invalid). `links=True` also fills `Spans.links`. Raises
     ValueError with the byte offset for what is not such a message.
     """
-    found = _find_spans(body)
-    n = len(found.offsets)
-    builder = _Builder(n, links)
-    if n:
-        offsets, lengths = np.array(found.offsets), np.array(found.lengths)
-        raw = np.frombuffer(body, np.uint8)
-        for length, rows in by_value(lengths):
-            _decode_length(raw, body, offsets, length, rows, builder)
-    resource = np.repeat(np.array(found.resource, np.int32), found.counts)
-    return builder.finish(resource, found.resources)
+    found = locate(body)
+    builder = _Builder(len(found.offsets), links)
+    raw = np.frombuffer(body, np.uint8)
+    for length, rows in by_value(found.lengths):
+        _decode_length(raw, body, found.offsets, length, rows, builder)
+    return builder.finish(found.resource, [resource_attributes(*one) for one in found.resources])
 
 
 def concatenate(blocks: Sequence[Spans]) -> Spans:
@@ -127,146 +124,7 @@ def _join(arrays: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
     return np.concatenate(arrays) if arrays else np.empty(0, dtype)
 
 
-# -- where the spans are ----------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Found:
-    """Offset and length of each span; the next `counts[i]` belong to `resources[resource[i]]`."""
-
-    offsets: array[int] = field(default_factory=lambda: array("q"))
-    lengths: array[int] = field(default_factory=lambda: array("q"))
-    counts: list[int] = field(default_factory=list)
-    resource: list[int] = field(default_factory=list)
-    resources: list[dict[str, Any]] = field(default_factory=list)
-
-
-def _find_spans(body: bytes) -> _Found:
-    found = _Found()
-    codes: dict[bytes, int] = {}
-    for number, start, end in fields(body, 0, len(body)):
-        if number != 1:
-            continue
-        raw = b""
-        before = len(found.offsets)
-        for inner, inner_start, inner_end in fields(body, start, end):
-            if inner == 1:
-                raw += body[inner_start:inner_end]  # a message given twice is merged
-            elif inner == 2:
-                _find_in_scope(body, inner_start, inner_end, found)
-        if raw not in codes:
-            codes[raw] = len(codes)
-            found.resources.append(resource_attributes(raw, start))
-        found.resource.append(codes[raw])
-        found.counts.append(len(found.offsets) - before)
-    return found
-
-
-_GALLOP_AFTER, _GALLOP_OVER = 8, 32  # spans of one length in a row, and how many must fit into the rest
-
-
-def _find_in_scope(body: bytes, pos: int, end: int, found: _Found) -> None:
-    """Adds the spans of one ScopeSpans; runs of equal length are found by comparing headers at a stride."""
-    offsets, lengths = found.offsets, found.lengths
-    previous, repeats = -1, 0
-    while pos < end:
-        tag, start = (0x12, pos + 1) if body[pos] == 0x12 else varint(body, pos, end)
-        if tag != 0x12:
-            pos = _skip(body, pos, end)
-            continue
-        first, second = (body[start], body[start + 1]) if start + 1 < end else (0x80, 0x80)
-        if first < 0x80:  # nearly all spans are as short as this or the next: no call of a function
-            length, start = first, start + 1
-        elif second < 0x80:
-            length, start = first & 0x7F | second << 7, start + 2
-        else:
-            length, start = varint(body, start, end)
-        if length > end - start:
-            raise ValueError(
-                f"garbled OTLP: span at byte {pos} claims {length} bytes, {end - start} are left"
-            )
-        offsets.append(start)
-        lengths.append(length)
-        repeats = repeats + 1 if length == previous else 0
-        previous = length
-        stride, head, pos = start + length - pos, start - pos, start + length
-        if repeats >= _GALLOP_AFTER and end - pos >= _GALLOP_OVER * stride:
-            repeats = 0
-            run = _equal_headers(body, pos, end, body[pos - stride : pos - stride + head], stride)
-            offsets.frombytes(np.arange(pos + head, pos + head + run * stride, stride).tobytes())
-            lengths.extend(array("q", [length]) * run)
-            pos += run * stride
-
-
-def _equal_headers(body: bytes, pos: int, end: int, head: bytes, stride: int) -> int:
-    """How many entries in a row from `pos` on begin with `head`, `stride` bytes apart."""
-    most, found, ahead = (end - pos) // stride, 0, _GALLOP_OVER
-    while found < most:  # further at each step, so that what a short run costs does not grow with the rest
-        count = min(ahead, most - found)
-        table = np.frombuffer(body, np.uint8, count * stride, pos + found * stride).reshape(count, stride)
-        differs = np.zeros(count, np.bool_)
-        for k, byte in enumerate(head):
-            differs |= table[:, k] != byte
-        first = int(differs.argmax())
-        if differs[first]:
-            return found + first
-        found, ahead = found + count, 4 * ahead
-    return most
-
-
-def fields(body: bytes, pos: int, end: int) -> Iterable[tuple[int, int, int]]:
-    """(field number, start, end) of the length-delimited fields; others are skipped."""
-    while pos < end:
-        tag, start = varint(body, pos, end)
-        if tag & 7 != 2 or tag < 8:
-            pos = _skip(body, pos, end)
-            continue
-        length, start = varint(body, start, end)
-        if length > end - start:
-            raise ValueError(
-                f"garbled OTLP: field at byte {pos} claims {length} bytes, {end - start} are left"
-            )
-        yield tag >> 3, start, start + length
-        pos = start + length
-
-
-def varint(body: bytes, pos: int, end: int) -> tuple[int, int]:
-    """(value, next position)."""
-    value = shift = 0
-    at, last = pos, min(pos + 10, end)
-    while at < last:
-        byte = body[at]
-        at += 1
-        if byte < 0x80:
-            return value | byte << shift, at
-        value |= (byte & 0x7F) << shift
-        shift += 7
-    raise ValueError(f"garbled OTLP: no number at byte {pos}")
-
-
-def _skip(body: bytes, pos: int, end: int) -> int:
-    """The position after the field at `pos`."""
-    groups: list[int] = []  # the field numbers of the groups that `pos` is in
-    while True:
-        tag, at = varint(body, pos, end)
-        number, wire = tag >> 3, tag & 7
-        if tag < 8 or wire > 5 or (wire == 4 and (not groups or groups.pop() != number)):
-            raise ValueError(f"garbled OTLP: no field at byte {pos}")
-        after = at
-        if wire == 0:
-            after = varint(body, at, end)[1]
-        elif wire == 2:
-            length, at = varint(body, at, end)
-            after = at + length
-        elif wire == 3:
-            groups.append(number)
-        elif wire != 4:
-            after = at + (8 if wire == 1 else 4)
-        if after > end:
-            raise ValueError(f"garbled OTLP: field at byte {pos} reaches past its message")
-        if not groups:
-            return after
-        pos = after
+# -- resources ---------------------------------------------------------------------------------
 
 
 def resource_attributes(raw: bytes, offset: int) -> dict[str, Any]:
@@ -486,7 +344,7 @@ def _parse_layout(image: Bytes, offset: int) -> _Layout:
     while pos < end:
         try:
             tag, at = varint(body, pos, end)
-            after = _skip(body, pos, end)
+            after = skip(body, pos, end)
         except ValueError as error:
             raise ValueError(f"{error} of the span at byte {offset}") from None
         number, wire = tag >> 3, tag & 7
@@ -531,7 +389,7 @@ def _inner(body: bytes, pos: int, end: int) -> Iterable[tuple[int, tuple[int, in
     """(field number, (start, end) of its content, wire type) of a message in `body[pos:end]`."""
     while pos < end:
         tag, at = varint(body, pos, end)
-        after = _skip(body, pos, end)
+        after = skip(body, pos, end)
         if tag & 7 == 2:
             _, at = varint(body, at, end)
         yield tag >> 3, (at, after), tag & 7
@@ -684,12 +542,3 @@ def merge_parts(parts: list[tuple[Int, NDArray[Any]]]) -> Column:
     rows, values = rows[order], values[order]
     last = np.append(rows[1:] != rows[:-1], True)  # of a key given twice in a span the last one counts
     return Column(rows[last], values[last])
-
-
-def by_value(values: Int) -> Iterable[tuple[int, Int]]:
-    """(value, indices ascending) for each distinct value."""
-    if (values == values[0]).all():
-        return [(int(values[0]), np.arange(len(values)))]
-    order = np.argsort(values, kind="stable")
-    cuts = np.flatnonzero(np.diff(values[order])) + 1
-    return [(int(values[rows[0]]), rows) for rows in np.split(order, cuts)]

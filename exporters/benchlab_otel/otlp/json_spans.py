@@ -18,8 +18,9 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from numpy.typing import NDArray
 
 from benchlab_otel.model import Column, Int, Spans, Uint
-from benchlab_otel.otlp.decode import by_value, concatenate, decode_traces, merge_parts, resource_attributes
+from benchlab_otel.otlp.decode import concatenate, decode_traces, merge_parts, resource_attributes
 from benchlab_otel.otlp.json import resource_to_protobuf, traces_to_protobuf
+from benchlab_otel.otlp.locate import by_value
 
 _Unusual = Literal["\0"] | UnsetType  # a field whose presence ends typed decoding: no text equals this
 
