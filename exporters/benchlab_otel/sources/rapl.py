@@ -83,6 +83,7 @@ class RaplReader:
         self._zones, left_out = _open_zones(folders)
         if not self._zones:
             raise _unreadable(tree, left_out)
+        self._files = [zone.file for zone in self._zones]
         names = [zone.name for zone in self._zones]
         self._range = np.array([zone.range_uj for zone in self._zones], np.int64)
         self._limit_files, limits = _limits(self._zones)
@@ -111,12 +112,17 @@ class RaplReader:
             self._limits = [_watts(file) for file in self._limit_files]
             self._limits_due = start + int(LIMITS_EVERY_S * 1e9)
             start = time.monotonic_ns()
+        counts: list[int] = []
         try:
-            texts = [os.pread(zone.file, 32, 0) for zone in self._zones]
+            for file in self._files:
+                counts.append(int(os.pread(file, 32, 0)))
         except OSError as error:
             raise SourceError("lost", f"RAPL: a counter went away: {error}") from None
+        except ValueError as error:
+            zone = self._zones[len(counts)].folder
+            raise SourceError("garbled", f"{zone}: expected a number of microjoules: {error}") from None
         end = time.monotonic_ns()
-        return Reply(start + self._offset_ns, end + self._offset_ns, (self._numbers(texts), self._limits))
+        return Reply(start + self._offset_ns, end + self._offset_ns, (counts, self._limits))
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """Energy since the counters were opened; SourceError where a counter began again."""
@@ -141,18 +147,10 @@ class RaplReader:
 
     def close(self) -> None:
         """Closes the files."""
-        for file in (*(zone.file for zone in self._zones), *self._limit_files):
+        for file in (*self._files, *self._limit_files):
             with suppress(OSError):
                 os.close(file)
-        self._zones, self._limit_files = [], []
-
-    def _numbers(self, texts: list[bytes]) -> list[int]:
-        try:
-            return [int(text) for text in texts]
-        except ValueError:
-            bad = next((z, t) for z, t in zip(self._zones, texts, strict=True) if not t.strip().isdigit())
-            what = f"{bad[0].folder}: expected a number of microjoules, found {bad[1][:40]!r}"
-            raise SourceError("garbled", what) from None
+        self._files, self._limit_files = [], []
 
 
 def _folders(tree: Path) -> list[Path]:

@@ -22,8 +22,9 @@ class Schedule:
 
     def next(self, now: float) -> float:
         """The next deadline: in the period after the last one, or in that of `now` where it is later."""
-        number = max(self._number + 1, int((now - self._begin) // self.period))
-        for _ in range(number - self._number):  # skipped periods have their phases too
+        self._number += 1
+        phase = self._random.random()
+        while self._begin + (self._number + 1) * self.period <= now:  # skipped periods have their phases too
+            self._number += 1
             phase = self._random.random()
-        self._number = number
-        return self._begin + (number + phase) * self.period
+        return self._begin + (self._number + phase) * self.period
