@@ -73,7 +73,7 @@ def frame_moments(frames: Frames) -> Int:
 
 def stage_time(frames: Frames, stage: str) -> tuple[Float, Bool]:
     """(seconds (n,) float64 spent in the stage, all passes together, which frames passed it)."""
-    rows = frames.stage == frames.stage_names.index(stage)
+    rows = np.flatnonzero(frames.stage == frames.stage_names.index(stage))
     frame = frames.stage_frame[rows]
     spent = (frames.stage_end[rows] - frames.stage_begin[rows]) / 1e9
     present = np.zeros(len(frames), np.bool_)

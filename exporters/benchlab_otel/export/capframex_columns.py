@@ -65,10 +65,10 @@ def _columns(frames: Frames, start: float, options: Options) -> dict[str, Lazy]:
     host = [s for s in frames.stage_names if s not in options.accelerators]
 
     def zeros() -> Array:
-        return np.zeros(rows)
+        return np.broadcast_to(0.0, rows)
 
     def no_mode() -> Array:
-        return np.zeros(rows, np.int64)
+        return np.broadcast_to(0, rows)
 
     columns: dict[str, Lazy] = {
         "TimeInSeconds": lambda: np.round((moments[1:] - moments[0]) / 1e9 + start, 7),

@@ -55,7 +55,15 @@ def dump_json(out: IO[bytes], node: Any) -> None:
 def _array(out: IO[bytes], values: Array) -> None:
     out.write(b"[")
     for at in range(0, len(values), BLOCK):
-        text = msgspec.json.encode(values[at : at + BLOCK].tolist())[1:-1]
-        # the encoder writes NaN as null
-        out.write((b"," if at else b"") + text.replace(b"null", b"NaN"))
+        out.write((b"," if at else b"") + _text(values[at : at + BLOCK]))
     out.write(b"]")
+
+
+def _text(values: Array) -> bytes:
+    """The values with commas between them."""
+    if values.strides == (0,):  # one value, broadcast
+        return b",".join([msgspec.json.encode(values[0].item())] * len(values))
+    text = msgspec.json.encode(values.tolist())[1:-1]
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        return text.replace(b"null", b"NaN")  # the encoder writes NaN as null
+    return text

@@ -16,7 +16,7 @@ import numpy as np
 from benchlab_otel.align.aligner import Aligned, Aligner, take_in
 from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy, StageFigure, nothing
 from benchlab_otel.align.attribution.windows import Kernel
-from benchlab_otel.align.columns import floats, is_simulated
+from benchlab_otel.align.columns import coded, floats, is_simulated
 from benchlab_otel.align.energy_spans import METHODS
 from benchlab_otel.align.frames import finish, frame_key
 from benchlab_otel.archive.reader import read_spans
@@ -192,8 +192,8 @@ def _numbers(column: Column) -> Float:
     if column.values.dtype.kind == "b":
         return column.values.astype(np.float64)
     if column.values.dtype.kind == "O":
-        codes = {method: float(code) for code, method in enumerate(METHODS)}
-        return np.array([codes.get(value, np.nan) for value in column.values.tolist()])
+        codes, names = coded(column.values.tolist())
+        return np.array([METHODS.index(name) if name in METHODS else np.nan for name in names])[codes]
     return floats(column.values)
 
 

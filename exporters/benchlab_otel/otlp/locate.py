@@ -60,7 +60,7 @@ def locate(body: bytes) -> Located:
 
 
 _NONE = np.empty(0, np.int64)
-_WORTH_COMPARING = 16  # of equal size, below that they are sooner read one by one
+_WORTH_COMPARING = 8  # of equal size; fewer are sooner read one by one
 
 
 def _groups(body: bytes) -> list[_Group]:
