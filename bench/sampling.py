@@ -6,7 +6,8 @@ RAPL at 1 kHz on a powercap tree of three zones, encoded into a sink that counts
 reads the same files, sleeps for a millisecond and keeps nothing; "sleep" only wakes up a thousand
 times a second: what this machine's kernel (and hypervisor) takes for that alone. Then every source
 at 20 Hz (host at 1 Hz), BENCHLAB as an emulator in another process and NVML as the tests' stub library,
-the kernel's drivers as the /sys of real machines (tests/sysfs): so without the time that a driver takes.
+the kernel's drivers as the /sys of real machines (tests/sysfs): so without the time that a driver takes;
+"sleep" is again the wakes alone, of as many threads at the same instants.
 Each for SECONDS (default 10) and three repeats, in turn; prints the share of one core as median, min
 and max over the repeats. Opening devices is not counted: a second passes before the clock starts.
 
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 
@@ -132,13 +134,22 @@ def loop(files: list[Path], seconds: float) -> None:
     assert values
 
 
-def only_sleep(seconds: float) -> None:
+def only_sleep(schedule: Schedule, seconds: float) -> None:
     """Wakes up as often as a sampler and does nothing."""
-    due = time.monotonic()
-    end = due + seconds
-    while due < end:
-        due += 1 / RATE_HZ
+    end = time.monotonic() + seconds
+    while (due := schedule.next(time.monotonic())) < end:
         time.sleep(max(0.0, due - time.monotonic()))
+
+
+def only_wake(rates: list[float], seconds: float) -> None:
+    """A thread for each rate, as sources have for each device."""
+    begins = (time.monotonic() + i * sources.APART_S for i in range(len(rates)))
+    schedules = [Schedule(1 / rate, begin, seed=1) for rate, begin in zip(rates, begins, strict=True)]
+    threads = [Thread(target=only_sleep, args=(schedule, seconds)) for schedule in schedules]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def shares(ways: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
@@ -172,7 +183,7 @@ def lateness(tree: Path, seconds: float) -> np.ndarray:
         schedule,
         sink,
         lambda device: {},
-        flush_s=0.4,
+        flush_s=0.5,
         metrics_s=1.0,
     )
     runner.start()
@@ -244,7 +255,7 @@ def main() -> None:
             {
                 "rapl": partial(sampled, ["rapl"], fast, seconds),
                 "open, read, sleep": partial(measured, partial(loop, files, seconds)),
-                "sleep": partial(measured, partial(only_sleep, seconds)),
+                "sleep": partial(measured, partial(only_wake, [RATE_HZ], seconds)),
             }
         )
         tell(result)
@@ -256,7 +267,9 @@ def main() -> None:
         print("every source at 20 Hz, host at 1 Hz")
         each = ["benchlab", "rapl", *nvml(tree), "drm", "hwmon", "power_supply", "host"]
         ways = {"all": each} | {name: [name] for name in each}
-        tell(shares({way: partial(sampled, names, slow, seconds) for way, names in ways.items()}))
+        rates = [getattr(slow, name).rate_hz for name in each]
+        together = {way: partial(sampled, names, slow, seconds) for way, names in ways.items()}
+        tell(shares(together | {"sleep": partial(measured, partial(only_wake, rates, seconds))}))
 
 
 if __name__ == "__main__":
