@@ -1,10 +1,13 @@
-"""What the thread of a source does when something fails that never should."""
+"""What the thread of a source does: how often it tells, and when something fails that never should."""
+
+import time
 
 import pytest
 
 from benchlab_otel import sources
-from benchlab_otel.config import Host, Sources
+from benchlab_otel.config import Host, Rapl, Sources
 from conftest import wait_for
+from machines import unpack
 from receiving import Receiver
 
 
@@ -29,3 +32,33 @@ def test_a_thread_that_ended_by_a_defect_is_not_well():
     assert receiver.values("exporter.collect.success") == [1.0, 0.0]
     assert receiver.values("exporter.collect.failures", {"reason": "defect"}) == [1.0]
     assert receiver.values("system.cpu.time")[-1] is None  # no last values stay on the page
+
+
+class Counting(Receiver):
+    """A sink that counts requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.traced = self.measured = 0
+
+    def traces(self, body: bytes) -> None:
+        super().traces(body)
+        self.traced += 1
+
+    def metrics(self, body: bytes) -> None:
+        super().metrics(body)
+        self.measured += 1
+
+
+def test_what_was_read_is_told_no_more_often_than_asked(tmp_path):
+    receiver, flush_s, metrics_s = Counting(), 0.02, 0.04
+    settings = Sources(rapl=Rapl(sysfs=unpack("thinkpad-x1-i7-8550u", tmp_path), rate_hz=200))
+    begin = time.monotonic()
+    running = sources.start(["rapl"], settings, receiver, "s", flush_s=flush_s, metrics_s=metrics_s)
+    wait_for(lambda: receiver.traced >= 30 and receiver.measured >= 15)
+    running.stop()
+    lasted = time.monotonic() - begin
+    (health,) = running.health()
+    assert len(receiver.samples()) == health.readings
+    assert receiver.traced <= lasted / flush_s + 3  # the first, the last, and the session
+    assert receiver.measured <= lasted / metrics_s + 3
