@@ -462,6 +462,12 @@ def test_files_of_which_nothing_can_be_read_are_refused(content: bytes, place: s
     assert len(open_session(str(tmp_path), tmp_path).traces) == 2  # one bad file costs only itself
 
 
+def test_a_file_whose_reading_fails_is_named() -> None:
+    path = Path("/proc/self/mem")  # opens, but has nothing at byte 0
+    with pytest.raises(OSError, match=str(path)):
+        list(read_records(path, []))
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(SessionNotFound, match="empty folder"):
         open_session(str(tmp_path), tmp_path)

@@ -255,7 +255,14 @@ def test_a_folder_that_cannot_be_written_ends_with_1(recorded: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("report",), ("align", "--out", "out"), ("convert", "--to", "csv", "--out", "out"), ("replay",)],
+    [
+        ("report",),
+        ("align", "--out", "out"),
+        ("convert", "--to", "csv", "--out", "out"),
+        ("convert", "--to", "capframex-json", "--out", "out"),
+        ("replay",),
+        ("sessions", "show"),
+    ],
 )
 def test_a_file_that_is_no_otlp_is_refused_in_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
     file = tmp_path / "noise.otlp"

@@ -79,8 +79,16 @@ def read_records(path: Path, faults: list[Fault]) -> Iterator[Record]:
 
     Reads as far as the file reaches now, so a file that is being written is read to its last whole
     record. After damage it goes on at the next whole record. Offsets in a native zstd file are those
-    in its decompressed data. Raises OSError where the file can't be opened.
+    in its decompressed data. Raises OSError, with the file's name, where it can't be read.
     """
+    try:
+        yield from _read(path, faults)
+    except OSError as error:
+        error.filename = str(path)  # what fails while reading doesn't name the file by itself
+        raise
+
+
+def _read(path: Path, faults: list[Fault]) -> Iterator[Record]:
     with path.open("rb", buffering=_BUFFER) as stream:
         head = stream.read(_HEAD)
         stream.seek(0)

@@ -14,8 +14,8 @@ from benchlab_otel.archive.records import Fault, compressor, frame
 from benchlab_otel.archive.session import Session
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
+from benchlab_otel.cli.finding import find
 from benchlab_otel.cli.progress import progress
-from benchlab_otel.cli.session import find
 from benchlab_otel.export.output import replacing
 from benchlab_otel.export.recording import FOREVER_NS, conditioned_session
 from benchlab_otel.otlp.encode import resource_of

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError, needing
+from benchlab_otel.cli.finding import find
 from benchlab_otel.cli.loading import load
-from benchlab_otel.cli.session import find
 from benchlab_otel.config import Settings
 from benchlab_otel.export.compare import Comparison, compare
 from benchlab_otel.export.compare_text import markdown, render

@@ -14,8 +14,8 @@ import typer
 from benchlab_otel.archive.session import Session
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError, needing
+from benchlab_otel.cli.finding import find, reading
 from benchlab_otel.cli.loading import load_energies
-from benchlab_otel.cli.session import find, reading
 from benchlab_otel.export import capframex, capframex_csv
 from benchlab_otel.export.capframex_columns import NO_OPTIONS, Options
 from benchlab_otel.export.capframex_statistics import shown

@@ -14,9 +14,9 @@ from benchlab_otel import timebase
 from benchlab_otel.archive import session
 from benchlab_otel.archive.manifest import MANIFEST, read_manifest, write_manifest
 from benchlab_otel.cli.errors import UserError
+from benchlab_otel.cli.finding import find, reading
 from benchlab_otel.cli.importing import FORMATS, WALL, Converted, Source, TimeBase, convert, detect, time_base
 from benchlab_otel.cli.options import ConfigFile, settings
-from benchlab_otel.cli.session import find, reading
 
 _TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S.%f%z"]
 

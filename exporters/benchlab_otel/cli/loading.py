@@ -1,6 +1,6 @@
 """What a session holds, for commands that show it: its runs with their energies.
 
-Apart from `session`, since aligning and attributing take long to import.
+Apart from `finding`, since aligning and attributing take long to import.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session
+from benchlab_otel.cli.finding import reading
 from benchlab_otel.cli.progress import progress
-from benchlab_otel.cli.session import reading
 from benchlab_otel.export.recorded import load_recorded, load_recorded_runs
 from benchlab_otel.export.recording import Recording, attributed, load_conditioned_runs, load_runs
 from benchlab_otel.model import Run

@@ -13,7 +13,7 @@ from benchlab_otel.archive.notes import Note, add_note, read_notes
 from benchlab_otel.archive.session import Session, is_running, session_ids
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
-from benchlab_otel.cli.session import find
+from benchlab_otel.cli.finding import find
 from benchlab_otel.timebase import anchor
 
 

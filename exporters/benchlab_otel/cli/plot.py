@@ -9,8 +9,8 @@ import typer
 
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError, needing
+from benchlab_otel.cli.finding import Reference, find
 from benchlab_otel.cli.loading import load
-from benchlab_otel.cli.session import Reference, find
 
 
 def command(

@@ -17,9 +17,9 @@ from benchlab_otel.archive.replay import Move, Request, moved, requests
 from benchlab_otel.archive.session import METRICS, Session
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import Failure, UserError
+from benchlab_otel.cli.finding import Reference, find
 from benchlab_otel.cli.live import LiveAligner, own_resource
 from benchlab_otel.cli.progress import progress
-from benchlab_otel.cli.session import Reference, find
 from benchlab_otel.config import Settings
 from benchlab_otel.contract import REPLAYED
 from benchlab_otel.otlp.client import SIGNALS, Signal, Transport, partial_success, target, transport

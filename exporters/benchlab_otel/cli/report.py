@@ -11,8 +11,8 @@ from rich.console import Console
 from benchlab_otel.align.marks import UnknownMark
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
+from benchlab_otel.cli.finding import Reference, find
 from benchlab_otel.cli.loading import load, load_energies
-from benchlab_otel.cli.session import Reference, find
 from benchlab_otel.config import Settings
 from benchlab_otel.export import capframex_report, explain
 from benchlab_otel.export.capframex_report import make_capframex_report

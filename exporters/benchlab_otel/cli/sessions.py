@@ -24,7 +24,7 @@ from benchlab_otel.archive.retention import Policy, size_of, stored
 from benchlab_otel.archive.session import Session, is_running, session_ids
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import Failure, UserError
-from benchlab_otel.cli.session import Reference, find
+from benchlab_otel.cli.finding import Reference, find
 from benchlab_otel.config import Settings
 from benchlab_otel.export.output import replacing
 

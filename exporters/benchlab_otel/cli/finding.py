@@ -1,5 +1,7 @@
-"""Sessions as commands take them: found by name, with a progress bar while they are read, and faults told on
-stderr. What is read of one: `loading`."""
+"""Sessions as commands take them: found by name, read with a progress bar, their faults told on stderr.
+
+The command `sessions` is `sessions.py`; what a session holds is read by `loading.py`.
+"""
 
 from __future__ import annotations
 
