@@ -98,7 +98,7 @@ def _alike(body: bytes, starts: Int, first: _Group, size: int) -> NDArray[np.boo
     inside = np.zeros(size + 1, np.int8)
     inside[first.offsets - first.start] += 1
     inside[first.offsets - first.start + first.lengths] -= 1
-    outside = np.flatnonzero(np.cumsum(inside[:-1]) == 0)
+    outside = np.flatnonzero(np.cumsum(inside[:-1], dtype=np.int8) == 0)
     if 2 * len(outside) > size:
         return np.arange(len(starts)) == 0  # there is little to gain, and comparing would take much memory
     raw = np.frombuffer(body, np.uint8)
