@@ -12,10 +12,10 @@ from scipy import sparse
 
 from benchlab_otel.align.attribution import banded, counters, selfcheck
 from benchlab_otel.align.attribution.attribute import Settings, attribute
-from benchlab_otel.align.attribution.condition import Wanted, Weight, condition, energies
+from benchlab_otel.align.attribution.condition import Wanted, condition, energies
 from benchlab_otel.align.attribution.design import Pieces, build
 from benchlab_otel.align.attribution.fit import Fit, Variances, fit, prior, solve
-from benchlab_otel.align.attribution.overlap import cumulative, join, overlap
+from benchlab_otel.align.attribution.overlap import Weight, cumulative, join, overlap
 from benchlab_otel.align.attribution.stream import Limits, State, advance, reading_rows
 from benchlab_otel.align.attribution.windows import Kernel, windows
 from benchlab_otel.simulate.power import (

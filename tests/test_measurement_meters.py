@@ -10,10 +10,12 @@ import pytest
 from benchlab_otel.align.attribution import counters
 from benchlab_otel.align.attribution.attribute import Settings, attribute
 from benchlab_otel.align.attribution.compare import difference
+from benchlab_otel.align.attribution.design import Pieces, build
+from benchlab_otel.align.attribution.fit import log_likelihood, reml
 from benchlab_otel.align.attribution.identify import Activity, identify
 from benchlab_otel.align.attribution.meters import attribute_all
 from benchlab_otel.align.attribution.stream import Limits, State, advance, frame_rows, reading_rows
-from benchlab_otel.align.attribution.windows import Kernel
+from benchlab_otel.align.attribution.windows import Kernel, windows
 from benchlab_otel.simulate.power import (
     ORIGIN_NS,
     Background,
@@ -137,6 +139,34 @@ def test_a_low_pass_is_told_from_a_boxcar():
     assert (found.kernel.shape, found.shape_found) == ("lowpass", True)
     assert found.kernel.lag_s == pytest.approx(0.01, abs=0.001)
     assert found.kernel.width_s == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", [5, 8])
+def test_a_boxcar_is_no_low_pass_whose_clock_is_bad(seed):
+    """Where a load is nearly periodic, a low-pass whose readings may come at any time explains much."""
+    truth, readings = run(
+        seed, 0.1, length_spread=0.1, rate_hz=20, lag_s=0.012, width_s=0.1, noise=2.0, known=False,
+        round_trip_s=0.0003, round_trip_jitter_s=0.0003,
+    )  # fmt: skip
+    found = found_in(truth, readings)
+    assert found.kernel.shape == "boxcar"
+    assert abs(found.kernel.lag_s - 0.012) < 1.5 * found.lag_uncertainty_s < 0.003
+
+
+def test_the_likelihood_is_as_smooth_as_times_are_uncertain():
+    """Else it would have peaks at any mark that an edge passes, and the lag too narrow an interval."""
+    truth, readings = run(3, 0.1, rate_hz=50, lag_s=0.004, width_s=0.002, noise=2.0, known=False,
+                          round_trip_s=0.0003, round_trip_jitter_s=0.0003)  # fmt: skip
+    f, clean = truth.frames, counters.clean(readings, ORIGIN_NS)
+    pieces = Pieces(seconds(f.stage_begin), seconds(f.stage_end), f.stage.astype(np.int64), 3)
+    variances = reml(build(windows(clean, Kernel("boxcar", 0.004, 0.002)), pieces))[0]
+
+    def likelihood(lag_s):
+        return log_likelihood(build(windows(clean, Kernel("boxcar", lag_s, 0.002)), pieces), variances)
+
+    lags = 0.004 + np.linspace(-3e-5, 3e-5, 25)
+    steps = np.diff([likelihood(lag) for lag in lags])
+    assert np.abs(np.diff(steps)).max() < 0.2  # 29 when each mark that passed made a jump
 
 
 def test_the_clock_offset_of_another_clock_is_found():

@@ -8,12 +8,12 @@ import numpy as np
 from scipy import sparse
 
 from benchlab_otel.align.attribution import selfcheck
-from benchlab_otel.align.attribution.condition import Posterior, Wanted, Weight, condition, energies, mean_of
+from benchlab_otel.align.attribution.condition import Posterior, Wanted, condition, energies, mean_of
 from benchlab_otel.align.attribution.conserve import Entry, Shares, entry
 from benchlab_otel.align.attribution.design import Design, Pieces, build, part_of
 from benchlab_otel.align.attribution.fit import Fit, Variances, fit
 from benchlab_otel.align.attribution.misfit import Misfit, Moved, misfit
-from benchlab_otel.align.attribution.overlap import seconds_in
+from benchlab_otel.align.attribution.overlap import Weight, seconds_in
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped, resolve
 from benchlab_otel.align.attribution.selfcheck import SelfCheck
 from benchlab_otel.align.attribution.tails import with_shocks

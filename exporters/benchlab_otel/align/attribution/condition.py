@@ -22,37 +22,20 @@ from benchlab_otel.align.attribution import banded
 from benchlab_otel.align.attribution.banded import Cholesky
 from benchlab_otel.align.attribution.design import Design, stage_sums
 from benchlab_otel.align.attribution.fit import Fit, Solved, prior, scaled, solve
-from benchlab_otel.align.attribution.overlap import Sparse, cumulative, ragged, ragged_rows, times_rows
+from benchlab_otel.align.attribution.overlap import (
+    Sparse,
+    Weight,
+    cumulative,
+    ragged,
+    ragged_rows,
+    times_rows,
+)
 from benchlab_otel.align.attribution.windows import tile
 from benchlab_otel.model import Float, Int
 
 _LONG = 48  # rows; the covariance of a longer energy with the readings is solved one by one
 _AHEAD = 96  # rows after such an energy that still add to what is known of it
 _CHUNK = 1 << 16
-
-
-@dataclass(slots=True)
-class Weight:
-    """A measure of time: the weight between two times is `upto` (k,) there less here, linear between
-    `times` (k,) s. None of both: seconds."""
-
-    times: Float | None = None
-    upto: Float | None = None
-
-    def __call__(self, at: Float) -> Float:
-        if self.times is None or self.upto is None:
-            return at
-        return np.interp(at, self.times, self.upto)
-
-
-def integral_of(times: Float, share: Float) -> Weight:
-    """Time counted by a step function: `share` (k − 1,) between the `times` (k,) ascending, 0 elsewhere."""
-    return Weight(times, np.append(0.0, np.cumsum(share * np.diff(times)))) if len(times) else never()
-
-
-def never() -> Weight:
-    """No time counts."""
-    return Weight(np.zeros(1), np.zeros(1))
 
 
 @dataclass(slots=True)

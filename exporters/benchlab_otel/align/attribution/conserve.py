@@ -13,14 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchlab_otel.align.attribution.condition import (
-    Posterior,
-    Weight,
-    base_integral,
-    integral_of,
-    mean_of,
-    never,
-)
+from benchlab_otel.align.attribution.condition import Posterior, base_integral, mean_of
+from benchlab_otel.align.attribution.overlap import Weight, integral_of, never
 from benchlab_otel.align.attribution.windows import Windows, tile
 from benchlab_otel.model import Bool, Float
 

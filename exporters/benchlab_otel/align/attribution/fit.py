@@ -18,7 +18,7 @@ from scipy import sparse
 from benchlab_otel.align.attribution import banded
 from benchlab_otel.align.attribution.banded import Cholesky
 from benchlab_otel.align.attribution.design import Design, part_of
-from benchlab_otel.align.attribution.overlap import Sparse, step_power
+from benchlab_otel.align.attribution.overlap import Sparse, running_energy
 from benchlab_otel.align.attribution.windows import edge_gain
 from benchlab_otel.model import Float
 
@@ -74,10 +74,10 @@ def timing_weights(design: Design, watts: Float) -> Float:
     usual = float(np.median(rows.uncertainty))
     if not rows.uncertainty.any():
         return np.zeros(rows.noise.shape[1])
-    power = step_power(design.pieces.begin, design.pieces.end, watts[design.pieces.stage])
+    energy = running_energy(design.pieces.begin, design.pieces.end, watts[design.pieces.stage])
     base = float(np.mean(rows.value - design.active @ watts))
     slower = np.maximum(rows.uncertainty / max(usual, 1e-9), 1.0)
-    gain: Float = (edge_gain(rows, power, base) * slower) ** 2
+    gain: Float = (edge_gain(rows, energy, base) * slower) ** 2
     return gain
 
 
@@ -195,6 +195,8 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
     stages = design.pieces.stages
     floor = _FLOOR * total / sizes
     floor[stages + 1] *= _NOISE_FLOOR / _FLOOR
+    most = np.full(len(bands), np.inf)
+    most[stages + 2 :] = np.median(design.rows.uncertainty) ** 2  # a reading lies within its round trip
     if start is None:
         left = float(np.mean((design.difference - design.contrast @ watts) ** 2))
         share = np.where(np.arange(len(bands)) < stages, 1.0 / max(stages, 1), 0.03)
@@ -204,7 +206,7 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
         theta = np.maximum(begun, 10 * floor)
 
     def bounded(values: Float) -> Float:
-        values = np.maximum(values, floor)
+        values = np.clip(values, floor, np.maximum(most, floor))
         values[stages] = max(values[stages], _STEADY * values[stages + 1] * sizes[stages + 1] / sizes[stages])
         return values
 
@@ -244,6 +246,13 @@ def log_likelihood(design: Design, variances: Variances) -> float:
         return _restricted(design, solve(design, prior(design, variances, least_squares(design))))
     except np.linalg.LinAlgError:
         return -np.inf
+
+
+def log_likelihoods(design: Design, variances: Variances) -> Float:
+    """What each difference (n − 1,) adds to the log-likelihood, given all before it and the watts found."""
+    solved = solve(design, prior(design, variances, least_squares(design)))
+    surprise = solved.factor.whiten(design.difference - design.contrast @ solved.watts)
+    return -0.5 * surprise**2 - np.log(solved.factor.factor[0])
 
 
 def _restricted(design: Design, solved: Solved) -> float:

@@ -16,8 +16,8 @@ from scipy.optimize import minimize
 
 from benchlab_otel.align.attribution.counters import Clean
 from benchlab_otel.align.attribution.design import Design, Pieces, build
-from benchlab_otel.align.attribution.fit import Variances, log_likelihood, reml
-from benchlab_otel.align.attribution.overlap import step_power
+from benchlab_otel.align.attribution.fit import Variances, log_likelihood, log_likelihoods, reml
+from benchlab_otel.align.attribution.overlap import running_energy
 from benchlab_otel.align.attribution.windows import Kernel, windows
 from benchlab_otel.model import Float, Int
 
@@ -163,9 +163,7 @@ def _running_integrals(activity: Activity, at: Float) -> Float:
     for s in range(activity.stages):
         mine = activity.stage == s
         if mine.any():
-            times, level = step_power(activity.begin[mine], activity.end[mine], np.ones(int(mine.sum())))
-            upto = np.append(0.0, np.cumsum(level[:-1] * np.diff(times)))
-            out[s] = np.interp(at, times, upto)
+            out[s] = running_energy(activity.begin[mine], activity.end[mine], np.ones(int(mine.sum())))(at)
     return out
 
 
@@ -242,14 +240,15 @@ class _Refined:
     variances: Variances
 
 
-def _model(readings: Clean, activity: Activity, kernel: Kernel) -> tuple[Design, float]:
-    """The model under the kernel, and what the change of variables adds to its log-likelihood."""
+def _model(readings: Clean, activity: Activity, kernel: Kernel) -> tuple[Design, Float]:
+    """The model under the kernel, and what the change of variables adds to the log-likelihood of each of
+    its differences."""
     rows = windows(readings, kernel)
     design = build(rows, Pieces(activity.begin, activity.end, activity.stage, activity.stages))
     if not rows.tau:
-        return design, 0.0
+        return design, np.zeros(len(design.difference))
     own = np.asarray(rows.noise.max(axis=1).todense()).ravel()  # du_k / dy_k
-    return design, float(np.log(own[1:]).sum())
+    return design, np.log(own[1:])
 
 
 def _loglik(
@@ -262,13 +261,13 @@ def _loglik(
         variances, value = reml(design, start)
     except np.linalg.LinAlgError:
         return -np.inf, start
-    return value + change, variances
+    return value + float(change.sum()), variances
 
 
 def _loglik_with(readings: Clean, activity: Activity, kernel: Kernel, variances: Variances) -> float:
     """`_loglik` with the variances given, which takes a tenth of the time."""
     design, change = _model(readings, activity, kernel)
-    return log_likelihood(design, variances) + change
+    return log_likelihood(design, variances) + float(change.sum())
 
 
 def _kernel(like: Kernel, at: Float, counter: bool) -> Kernel:
@@ -318,16 +317,24 @@ def _uncertainty(readings: Clean, activity: Activity, best: _Refined, counter: b
 
     Its curvature would be too sharp, as the likelihood is rough on a scale below the uncertainty. A
     coarse grid along the kernel's mean delay and width, which the readings tell nearly independently,
-    shows where a finer one is to lie.
+    shows where a finer one is to lie. Where readings pull to both sides harder than the model expects
+    (times of readings that are off change some of them much), it is widened by how hard they do
+    (White, Econometrica 50, 1982).
     """
     k = 1 if counter else 2
     delay = 0.0 if counter else 0.5 if best.kernel.shape == "boxcar" else 1.0  # mean delay in widths
     peak = np.array([best.kernel.lag_s + delay * best.kernel.width_s, best.kernel.width_s][:k])
 
-    def loglik(at: Float) -> float:
+    def kernel_of(at: Float) -> Kernel:
         width = 0.0 if counter else max(float(at[1]), _SMALLEST)
-        kernel = Kernel(best.kernel.shape, float(at[0]) - delay * width, width)
-        return _loglik_with(readings, activity, kernel, best.variances)
+        return Kernel(best.kernel.shape, float(at[0]) - delay * width, width)
+
+    def loglik(at: Float) -> float:
+        return _loglik_with(readings, activity, kernel_of(at), best.variances)
+
+    def each(at: Float) -> Float:
+        design, change = _model(readings, activity, kernel_of(at))
+        return log_likelihoods(design, best.variances) + change
 
     highest = loglik(peak)
     axes = np.eye(k)
@@ -345,6 +352,11 @@ def _uncertainty(readings: Clean, activity: Activity, best: _Refined, counter: b
         logs = np.array([loglik(peak + x) for x in off])
         weight = np.exp(logs - logs.max())
         spread = (off * weight[:, None]).T @ off / weight.sum() + 0.02 * spread  # never a single point
+    values, vectors = np.linalg.eigh(spread)
+    axes = vectors * np.sqrt(values)
+    pull = np.stack([each(peak + axis) - each(peak - axis) for axis in axes.T]) / 2  # per sd
+    values, vectors = np.linalg.eigh(pull @ pull.T)
+    spread = axes @ (vectors * np.maximum(values, 1.0)) @ vectors.T @ axes.T
     lag = np.array([1.0, -delay][:k])
     width_sd = float(np.sqrt(spread[1, 1])) if k == 2 else float("nan")
     return float(np.sqrt(lag @ spread @ lag)), width_sd

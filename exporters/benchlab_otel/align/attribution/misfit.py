@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchlab_otel.align.attribution.condition import Posterior, Wanted, base_power, integral_of
-from benchlab_otel.align.attribution.overlap import overlap, step_power
+from benchlab_otel.align.attribution.condition import Posterior, Wanted, base_power
+from benchlab_otel.align.attribution.overlap import overlap, running_energy
 from benchlab_otel.align.attribution.windows import Windows
 from benchlab_otel.model import Float, Int
 
@@ -191,8 +191,7 @@ def _density(rows: Windows, times: Float) -> Float:
     if rows.tau:
         weights = overlap(rows.lo, rows.hi, times - _SMEAR, times + _SMEAR, rows.tau)
         return np.asarray(weights.sum(axis=1), float).ravel() / (2 * _SMEAR)
-    edges, marks = step_power(times - _SMEAR, times + _SMEAR, np.ones(len(times)))
-    upto = integral_of(edges, marks[:-1])
+    upto = running_energy(times - _SMEAR, times + _SMEAR, np.ones(len(times)))
     return (upto(rows.hi) - upto(rows.lo)) / (rows.hi - rows.lo) / (2 * _SMEAR)
 
 

@@ -6,6 +6,7 @@ pieces that tile all time add up to one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -104,16 +105,33 @@ def seconds_in(lo: Float, hi: Float, begin: Float, end: Float) -> Sparse:
     return sparse.csr_array((value, (window, piece)), shape=(len(lo), len(begin)))
 
 
-def step_power(begin: Float, end: Float, watts: Float) -> tuple[Float, Float]:
-    """The sum of all pieces as a step function: times (2m,) ascending, the level (2m,) from each on."""
+@dataclass(slots=True)
+class Weight:
+    """A measure of time: the weight between two times is `upto` (k,) there less here, linear between
+    `times` (k,) s. None of both: seconds."""
+
+    times: Float | None = None
+    upto: Float | None = None
+
+    def __call__(self, at: Float) -> Float:
+        if self.times is None or self.upto is None:
+            return at
+        return np.interp(at, self.times, self.upto)
+
+
+def integral_of(times: Float, share: Float) -> Weight:
+    """Time counted by a step function: `share` (k − 1,) between the `times` (k,) ascending, 0 elsewhere."""
+    return Weight(times, np.append(0.0, np.cumsum(share * np.diff(times)))) if len(times) else never()
+
+
+def never() -> Weight:
+    """No time counts."""
+    return Weight(np.zeros(1), np.zeros(1))
+
+
+def running_energy(begin: Float, end: Float, watts: Float) -> Weight:
+    """The energy (J) of pieces [begin, end) (m,) s of `watts` (m,) until a time."""
     times = np.concatenate([begin, end])
     order = np.argsort(times, kind="stable")
     level = np.cumsum(np.concatenate([watts, -watts])[order])
-    return times[order], level
-
-
-def value_at(times: Float, level: Float, at: Float) -> Float:
-    """A step function's value at `at` (k,); 0 before its first step."""
-    k = np.searchsorted(times, at, "right") - 1
-    found: Float = np.where(k >= 0, level[np.maximum(k, 0)], 0.0) if len(times) else np.zeros(len(at))
-    return found
+    return integral_of(times[order], level[:-1])

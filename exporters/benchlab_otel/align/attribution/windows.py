@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from benchlab_otel.align.attribution.counters import Clean
-from benchlab_otel.align.attribution.overlap import Sparse, only_columns, used_columns, value_at
+from benchlab_otel.align.attribution.overlap import Sparse, Weight, only_columns, used_columns
 from benchlab_otel.model import Float, Int
 
 
@@ -119,18 +119,21 @@ def tile(rows: Windows) -> bool:
     return rows.tau == 0.0 and usual < 1e-9 and bool(np.all(between >= -1e-9))
 
 
-def edge_gain(rows: Windows, power: tuple[Float, Float], base: float) -> Float:
-    """How a reading changes with its own time (e,): W/s, or J/s for a counter.
+def edge_gain(rows: Windows, energy: Weight, base: float) -> Float:
+    """How a reading changes with its own time (e,), the mean over its uncertainty: W/s, or J/s for a counter.
 
-    `power` is the model's mean power as a step function (times, levels) above `base` (W).
+    `energy` is what the model's mean power above `base` (W) amounts to until a time.
     """
+    half = np.maximum(rows.uncertainty, 1e-6)
+
+    def power(at: Float) -> Float:
+        return (energy(at + half) - energy(at - half)) / (2 * half)
+
     if rows.counter:
-        return base + value_at(*power, rows.at)
+        return base + power(rows.at)
     if rows.tau:
-        return (base + value_at(*power, rows.at) - rows.shown) / rows.tau
-    width = np.maximum(rows.hi - rows.lo, 1e-9)
-    gain: Float = (value_at(*power, rows.hi) - value_at(*power, rows.lo)) / width
-    return gain
+        return (base + power(rows.at) - rows.shown) / rows.tau
+    return (power(rows.hi) - power(rows.lo)) / np.maximum(rows.hi - rows.lo, 1e-9)
 
 
 def rows_between(rows: Windows, first: int, last: int) -> Windows:
