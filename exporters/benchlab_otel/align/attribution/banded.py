@@ -60,6 +60,7 @@ def square(matrix: sparse.csr_array[Any], columns: Float, width: int) -> Float:
     return band_of((scaled @ matrix.T).tocsr(), width)
 
 
+_LEAST_BLOCK = 10  # rows; numpy is no quicker with smaller ones
 _JITTER = 1e-9  # of the diagonal: above rounding, below any variance that matters
 
 
@@ -98,12 +99,12 @@ class Cholesky:
     def inverse_band(self, width: int) -> Float:
         """The band (width + 1, n) of S⁻¹, exact, in O(n w²).
 
-        With S = L Lᵀ in blocks of w = max(bandwidth, width) rows and M_i = −L_{i+1,i} L_i⁻¹, the inverse's
+        With S = L Lᵀ in blocks of w ≥ max(bandwidth, width) rows and M_i = −L_{i+1,i} L_i⁻¹, the inverse's
         blocks follow from the last one back (Takahashi, Fagan & Chen 1973): Z_{i+1,i} = Z_{i+1} M_i and
         Z_i = (L_i L_iᵀ)⁻¹ + M_iᵀ Z_{i+1,i}.
         """
         n = self.factor.shape[1]
-        w = max(len(self.factor) - 1, width, 1)
+        w = max(len(self.factor) - 1, width, _LEAST_BLOCK)
         columns = _block_columns(self.factor, w)
         root = np.linalg.inv(columns[:, :w])
         inverse = root.transpose(0, 2, 1) @ root
