@@ -11,10 +11,8 @@ which keeps every energy's covariance with the readings short.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg.lapack import dtbtrs
 
@@ -35,6 +33,8 @@ from benchlab_otel.model import Float, Int
 
 _LONG = 48  # rows; the covariance of a longer energy with the readings is solved one by one
 _AHEAD = 96  # rows after such an energy that still add to what is known of it
+_LOST = 1e-6  # of an energy's prior variance; what is left below that may be rounding, and is solved anew
+_ROUNDING = 1e-12  # of it: no energy is known better
 _CHUNK = 1 << 16
 
 
@@ -177,9 +177,11 @@ def _variance(posterior: Posterior, wanted: Wanted) -> Float:
     for g, r in zip(weights[1:], reach[1:], strict=False):
         covariance = (covariance + g @ r).tocsr()
     told = _told(covariance, posterior)
+    for f in np.flatnonzero(before - told < _LOST * before):
+        told[f] = _told_exactly(covariance, int(f), solved.factor)
     left = gain - covariance @ solved.u
     variance = before - told + banded.form(left, solved.covariance, left)
-    return np.maximum(variance, 0.0)
+    return np.maximum(variance, _ROUNDING * before)
 
 
 def scaled_square(matrix: Sparse, variances: Float) -> Float:
@@ -221,16 +223,19 @@ def _told(covariance: Sparse, posterior: Posterior) -> Float:
     short = np.flatnonzero(~long)
     out[short] = banded.quadratic(covariance[short].tocsr(), first[short], posterior.inverse)
     for f in np.flatnonzero(long):
-        entries = slice(covariance.indptr[f], covariance.indptr[f + 1])
-        out[f] = _told_long(covariance.indices[entries], covariance.data[entries], posterior.solved.factor)
+        out[f] = _told_exactly(covariance, int(f), posterior.solved.factor)
     return out
 
 
-def _told_long(columns: NDArray[np.integer[Any]], values: Float, factor: Cholesky) -> float:
-    """|L⁻¹ k|² by forward substitution from the first entry to some rows past the last.
+def _told_exactly(covariance: Sparse, f: int, factor: Cholesky) -> float:
+    """|L⁻¹ k|² of row f by forward substitution from the first entry to some rows past the last.
 
     What still later rows would tell is left out, so the variance is never too small.
     """
+    entries = slice(covariance.indptr[f], covariance.indptr[f + 1])
+    columns, values = covariance.indices[entries], covariance.data[entries]
+    if not len(columns):
+        return 0.0
     first = int(columns.min())
     last = min(int(columns.max()) + 1 + _AHEAD, factor.factor.shape[1])
     dense = np.zeros((last - first, 1))
