@@ -16,13 +16,12 @@ from benchlab_otel.align.attribution.misfit import Misfit, Moved, misfit
 from benchlab_otel.align.attribution.overlap import Weight, seconds_in
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped, resolve
 from benchlab_otel.align.attribution.selfcheck import SelfCheck
-from benchlab_otel.align.attribution.tails import with_shocks
+from benchlab_otel.align.attribution.tails import SHOCK_ROUNDS, with_shocks
 from benchlab_otel.align.attribution.windows import Windows
 from benchlab_otel.align.attribution.work import Work
 from benchlab_otel.model import Bool, Float, Int
 
 _LONG_PIECE = 16.0  # periods; a longer piece is cut into parts with powers of their own
-_SHOCK_ROUNDS = 8
 _PLAIN_ROWS = 4096  # rows that the model without stages is tried on
 
 Core = tuple[float, float]
@@ -91,7 +90,7 @@ def fitted_block(work: Work, rows: Windows, start: Variances | None, fit_rows: i
     span = usual_span(work, rows)
     posterior = condition(design, found, span)
     if selfcheck.heavy_tails(posterior.solved, design):
-        for _ in range(_SHOCK_ROUNDS):
+        for _ in range(SHOCK_ROUNDS):
             freed = with_shocks(posterior)
             if freed is None:
                 break

@@ -24,6 +24,7 @@ from benchlab_otel.align.attribution.overlap import (
     Sparse,
     Weight,
     cumulative,
+    join,
     ragged,
     ragged_rows,
     times_rows,
@@ -181,7 +182,28 @@ def _variance(posterior: Posterior, wanted: Wanted) -> Float:
         told[f] = _told_exactly(covariance, int(f), solved.factor)
     left = gain - covariance @ solved.u
     variance = before - told + banded.form(left, solved.covariance, left)
-    return np.maximum(variance, _ROUNDING * before)
+    return np.maximum(variance, _ROUNDING * before) + _shocked(posterior, wanted)
+
+
+def _shocked(posterior: Posterior, wanted: Wanted) -> Float:
+    """J² (f,): what the shocks leave unsure of each energy with a part of the base.
+
+    A load that the base's step shows may have been switched at any time of the windows beside it: half of
+    its power is unsure there. A wild reading may tell of a load as well as of the meter.
+    """
+    out = np.zeros(wanted.seconds.shape[0])
+    design, rows = posterior.design, posterior.design.rows
+    step, wild = np.flatnonzero(design.step_extra), np.flatnonzero(abs(rows.noise) @ design.error_extra)
+    if wanted.lo is None or wanted.hi is None or wanted.weight is None or not len(step) + len(wild):
+        return out
+    reach = max(rows.period, float(np.median(rows.hi - rows.lo)))
+    begin = np.append(design.knots[step] - reach, rows.lo[wild])
+    end = np.append(design.knots[step] + reach, rows.hi[wild])
+    watts = np.append(0.5 * posterior.steps[step], posterior.residual[wild])
+    energy, k = join(wanted.lo, wanted.hi, begin, end)
+    first, last = np.maximum(wanted.lo[energy], begin[k]), np.minimum(wanted.hi[energy], end[k])
+    unsure = watts[k] * (wanted.weight(last) - wanted.weight(first))
+    return out + np.bincount(energy, unsure**2, len(out))
 
 
 def scaled_square(matrix: Sparse, variances: Float) -> Float:

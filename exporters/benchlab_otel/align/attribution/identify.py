@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.optimize import minimize
 
 from benchlab_otel.align.attribution.counters import Clean
 from benchlab_otel.align.attribution.design import Design, Pieces, build
@@ -290,6 +289,7 @@ def _refine(readings: Clean, activity: Activity, begin: Kernel, counter: bool) -
 
 def _peak(readings: Clean, activity: Activity, begin: Kernel, variances: Variances, counter: bool) -> Kernel:
     """The kernel near `begin` that makes the readings most likely, the variances being given."""
+    from scipy.optimize import minimize  # takes 0.3 s, which most runs need not wait for
 
     def unlikely(at: Float) -> float:
         kernel = _kernel(begin, at, counter)

@@ -26,12 +26,14 @@ from benchlab_otel.align.attribution.attribute import (
     pipeline_energies,
 )
 from benchlab_otel.align.attribution.block import Sums, add_energies, design_of, moved_by, usual_span
-from benchlab_otel.align.attribution.condition import condition
+from benchlab_otel.align.attribution.condition import Posterior, condition
 from benchlab_otel.align.attribution.conserve import is_covered, shares_of
+from benchlab_otel.align.attribution.design import Design
 from benchlab_otel.align.attribution.fit import Fit
 from benchlab_otel.align.attribution.identify import Identification
 from benchlab_otel.align.attribution.misfit import Misfit
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped
+from benchlab_otel.align.attribution.tails import SHOCK_ROUNDS, with_shocks
 from benchlab_otel.align.attribution.windows import Kernel, windows
 from benchlab_otel.align.attribution.work import join_frames, work_of
 from benchlab_otel.model import Bool, Frames, Int, Readings
@@ -310,7 +312,7 @@ def _energies_of(state: State, frames: list[Frames], readings: Readings, offset:
     design = regrouped(full, column, len(state.fit.watts))
     kept = column[work.stage[owner]] != BASE
     try:
-        posterior = condition(design, state.fit, usual_span(work, rows))
+        posterior = _conditioned(design, state.fit, usual_span(work, rows))
         moved = moved_by(state.misfit, work, posterior, owner[kept])
         add_energies(sums, posterior, owner[kept], (rows.lo[0], rows.hi[-1]), state.widened, moved)
     except np.linalg.LinAlgError:  # readings that contradict the fit beyond what numbers can hold
@@ -320,6 +322,17 @@ def _energies_of(state: State, frames: list[Frames], readings: Readings, offset:
     sums.first += np.where(sums.first >= 0, offset, 0)
     sums.last += np.where(sums.last >= 0, offset, 0)
     return pipeline_energies(sums, frames)
+
+
+def _conditioned(design: Design, fit: Fit, span: int) -> Posterior:
+    """The posterior of a short stretch, in which loads may have been switched: the fit's base is too slow."""
+    posterior = condition(design, fit, span)
+    for _ in range(SHOCK_ROUNDS):
+        freed = with_shocks(posterior, strongest=True)
+        if freed is None:
+            break
+        posterior = condition(freed, fit, span)
+    return posterior
 
 
 def _energy_rows(energy: PipelineEnergy, frames: Bool, stages: Bool) -> PipelineEnergy:

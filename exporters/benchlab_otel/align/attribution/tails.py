@@ -18,20 +18,29 @@ from benchlab_otel.align.attribution.design import Design
 from benchlab_otel.model import Bool, Float
 
 _LIMIT = 4.0  # standard deviations
-_MOST = 0.05  # share of the steps or readings that may be shocks; more are no exception
+_MOST, _FEW = 0.05, 3  # share or number of steps or readings that may be shocks; more are no exception
+SHOCK_ROUNDS = 8  # setting some free shows others
 
 
-def with_shocks(posterior: Posterior) -> Design | None:
-    """The design with the shocks that the posterior shows set free; None when there is no new one."""
+def with_shocks(posterior: Posterior, strongest: bool = False) -> Design | None:
+    """The design with the shocks that the posterior shows set free; None when there is no new one.
+
+    Only the `strongest` where the base is known to be slow: then a switched load makes all readings after
+    it look wild.
+    """
     design = posterior.design
     step = _score(posterior, 1, posterior.steps)
     error = _score(posterior, 2, posterior.errors)
     wild, switched = _peaks(error, design.bandwidth), _peaks(step, design.bandwidth)
+    if strongest:
+        highest = max(error.max(initial=0.0), step.max(initial=0.0))
+        wild, switched = wild & (error >= highest), switched & (step >= highest)
     free = float(np.ptp(design.rows.value)) ** 2
     freedom = float(np.mean(design.rows.hi - design.rows.lo)) ** 2 if design.rows.counter else 1.0
     step_extra = np.where(switched, free, design.step_extra)
     error_extra = np.where(wild, free * freedom, design.error_extra)
-    if not (switched.any() or wild.any()) or max(np.mean(step_extra > 0), np.mean(error_extra > 0)) > _MOST:
+    most = max(np.count_nonzero(step_extra), np.count_nonzero(error_extra))
+    if not (switched.any() or wild.any()) or most > max(_MOST * len(step), _FEW):
         return None
     return replace(design, step_extra=step_extra, error_extra=error_extra)
 
