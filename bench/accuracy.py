@@ -16,11 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from attribution import arriving
 from benchlab_otel.align.attribution import counters
 from benchlab_otel.align.attribution.attribute import Attribution, Settings, attribute
 from benchlab_otel.align.attribution.identify import Activity, identify
 from benchlab_otel.align.attribution.meters import attribute_all
+from benchlab_otel.align.attribution.stream import State, advance
 from benchlab_otel.align.attribution.windows import Kernel
+from benchlab_otel.model import Readings
 from benchlab_otel.simulate.power import (
     ORIGIN_NS,
     Background,
@@ -245,18 +248,57 @@ def short_runs(seeds: int) -> None:
         )
 
 
+LIVE = [
+    ("±2 %", 0.02, QUIET),
+    ("±10 %", 0.1, QUIET),
+    ("base switches 0/30 W, ±2 %", 0.02, SWITCHING),
+    ("base switches 0/30 W, ±10 %", 0.1, SWITCHING),
+]
+
+
+def live(seeds: int) -> None:
+    """How often intervals of live figures hold the truth, from 60 s at 20 Hz that come by 0.5 s."""
+    print(f"\n{'live, 60 s at 20 Hz':38} {'frames hold':>13} {'least':>7} {'after 10 s':>11}")
+    for name, spread, background in LIVE:
+        held = []
+        for seed in range(seeds):
+            rng = np.random.default_rng(seed)
+            stages = tuple(Stage(n, w, x, 0.35, spread) for (n, w), x in zip(WATTS, SERIAL, strict=True))
+            truth = simulate(Load(stages, duration_s=60.0, background=background), rng)
+            held.append(np.array(live_frames(truth, measure(truth, Meter(noise=0.1), rng))))
+        shares = [float(h[:, 1].mean()) for h in held]
+        later = [float(h[h[:, 0] > 10.0, 1].mean()) for h in held]
+        mean, sd = 100 * np.mean(shares), 100 * np.std(shares, ddof=1)
+        print(f"{name:38} {mean:6.1f} ±{sd:4.1f} {100 * min(shares):6.0f}% {100 * np.mean(later):10.1f}%")
+
+
+def live_frames(truth: Truth, readings: Readings) -> list[tuple[float, bool]]:
+    """When (s) each frame ended that got a live figure, and whether that holds the truth."""
+    right = dict(zip(truth.frames.span.tolist(), frame_truth(truth, 0.0, 60.0).shared, strict=True))
+    state, out = State(), []
+    for new, samples, until in arriving(truth.frames, readings, 0.5):
+        state, ready = advance(state, [new], samples, until)
+        for frames, energy in zip(ready.frames, ready.energies, strict=True):
+            for k in np.flatnonzero(np.isfinite(energy.shared)):
+                off = abs(energy.shared[k] - right[int(frames.span[k])])
+                out.append((float(seconds(frames.end[k])), bool(off <= energy.shared_uncertainty[k])))
+    return out
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument(
-        "--only", default="", help="only loads whose name has this text; 'lag' or 'short' for those alone"
+        "--only", default="", help="only loads whose name has this text; 'lag', 'short' or 'live' alone"
     )
     given = parser.parse_args()
-    if given.only not in ("lag", "short"):
+    if given.only not in ("lag", "short", "live"):
         accuracy(given.seeds, given.only)
     if given.only in ("", "lag"):
         lags(given.seeds)
     if given.only in ("", "short"):
         short_runs(given.seeds)
+    if given.only in ("", "live"):
+        live(given.seeds)

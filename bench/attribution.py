@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -70,21 +71,24 @@ def trapezoid(frames: Frames, readings: Readings, windows: int = 2000) -> float:
 
 def streaming(fps: float, rate: float, duration: float, step_s: float = 0.7) -> float:
     """Share of one core that the stream takes."""
-    frames, readings = made(duration, rate, fps)
-    order = np.argsort(frames.end, kind="stable")
-    end, at = frames.end[order], readings.time
     state, used = State(), 0.0
-    first = int(at[0])
-    for begin in range(first, int(at[-1]), round(step_s * 1e9)):
-        until = begin + round(step_s * 1e9)
-        mine = np.zeros(len(frames), bool)
-        mine[order[np.searchsorted(end, begin) : np.searchsorted(end, until)]] = True
-        rows = slice(int(np.searchsorted(at, begin)), int(np.searchsorted(at, until)))
-        new, samples = frame_rows(frames, mine), reading_rows(readings, rows)
+    for new, samples, until in arriving(*made(duration, rate, fps), step_s):
         start = time.process_time()
         state, _ = advance(state, [new], samples, until)
         used += time.process_time() - start
     return used / duration
+
+
+def arriving(frames: Frames, readings: Readings, step_s: float) -> Iterator[tuple[Frames, Readings, int]]:
+    """Frames and readings as they come, some at a time, and until when (Unix ns)."""
+    order = np.argsort(frames.end, kind="stable")
+    end, at = frames.end[order], readings.time
+    for begin in range(int(at[0]), int(at[-1]), round(step_s * 1e9)):
+        until = begin + round(step_s * 1e9)
+        mine = np.zeros(len(frames), bool)
+        mine[order[np.searchsorted(end, begin) : np.searchsorted(end, until)]] = True
+        rows = slice(int(np.searchsorted(at, begin)), int(np.searchsorted(at, until)))
+        yield frame_rows(frames, mine), reading_rows(readings, rows), until
 
 
 def main() -> None:
