@@ -12,7 +12,7 @@ from benchlab_otel.align.attribution import counters
 from benchlab_otel.align.attribution.attribute import Settings, attribute
 from benchlab_otel.align.attribution.block import design_of, fitted_block
 from benchlab_otel.align.attribution.condition import base_power
-from benchlab_otel.align.attribution.overlap import step_power, value_at
+from benchlab_otel.align.attribution.overlap import running_energy
 from benchlab_otel.align.attribution.windows import Kernel, windows
 from benchlab_otel.align.attribution.work import work_of
 from benchlab_otel.simulate.power import (
@@ -51,8 +51,8 @@ def power_over_time() -> None:
     block = fitted_block(work, rows, None, 8192)
     design, _ = design_of(work, rows)
     at = np.linspace(30.0, 30.25, 5000)
-    pieces = step_power(design.pieces.begin, design.pieces.end, block.posterior.watts)
-    told = value_at(*pieces, at) + base_power(block.posterior, at)
+    upto = running_energy(design.pieces.begin, design.pieces.end, block.posterior.watts)
+    told = np.gradient(upto(at), at) + base_power(block.posterior, at)
     figure = Figure(figsize=(8, 2.8))
     axes = figure.subplots()
     axes.plot(
