@@ -21,7 +21,7 @@ from benchlab_otel.contract import Metric, prometheus_name
 from benchlab_otel.hub.metrics import MetricStore, metrics_page
 from benchlab_otel.model import Point
 from benchlab_otel.otlp.encode import resource_of
-from benchlab_otel.otlp.metrics import encode_metrics
+from benchlab_otel.otlp.encode_metrics import encode_metrics
 
 NAMES, SERIES, REPEATS = 10, 1000, 15
 LABELS = ("hw.id", "hw.type", "hw.sensor_location")

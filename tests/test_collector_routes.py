@@ -22,7 +22,7 @@ from benchlab_otel.config import Benchlab, Sources
 from benchlab_otel.model import HistogramPoint, Point
 from benchlab_otel.otlp.client import OtlpClient
 from benchlab_otel.otlp.encode import SpanBatch, encode_request
-from benchlab_otel.otlp.metrics import Told, encode_metrics, ended
+from benchlab_otel.otlp.encode_metrics import Told, encode_metrics, ended
 from benchlab_otel.simulate.device import Emulator
 from benchlab_otel.simulate.truth import Load, Truth
 from collector_stack import Aligner, Collector, running, stack, total

@@ -27,8 +27,8 @@ from benchlab_otel.contract import Kind, prometheus_label, prometheus_name
 from benchlab_otel.hub.http import HttpServer
 from benchlab_otel.hub.metrics import MetricStore, metrics_app, metrics_page
 from benchlab_otel.model import Exemplar, HistogramPoint, Point
+from benchlab_otel.otlp.encode_metrics import encode_metrics
 from benchlab_otel.otlp.json import metrics_to_protobuf
-from benchlab_otel.otlp.metrics import encode_metrics
 from conftest import free_ports, need
 
 NOW = 1_700_000_000_000_000_000

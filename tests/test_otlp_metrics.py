@@ -19,14 +19,8 @@ from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 
 from benchlab_otel import contract
 from benchlab_otel.model import Exemplar, HistogramPoint, Point
-from benchlab_otel.otlp.metrics import (
-    Buckets,
-    MetricData,
-    Quantiles,
-    Told,
-    decode_metrics,
-    encode_metrics,
-)
+from benchlab_otel.otlp.decode_metrics import Buckets, MetricData, Quantiles, decode_metrics
+from benchlab_otel.otlp.encode_metrics import Told, encode_metrics
 
 RESOURCE = {"service.name": "app", "benchlab.simulated": True, "cores": 4, "share": 0.5}
 NOW, BEGIN = 1_700_000_000_000_000_000, 1_600_000_000_000_000_000

@@ -21,7 +21,7 @@ from benchlab_otel.export.recording import load_runs
 from benchlab_otel.model import Point, Run, Spans
 from benchlab_otel.otlp.decode import concatenate
 from benchlab_otel.otlp.encode import SpanBatch, encode_request, resource_of
-from benchlab_otel.otlp.metrics import encode_metrics
+from benchlab_otel.otlp.encode_metrics import encode_metrics
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE, Anchor
 from conftest import wait_for
 from test_commands import Place, lines_until, place

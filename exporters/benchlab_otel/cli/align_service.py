@@ -16,7 +16,7 @@ from benchlab_otel.hub.http import HttpServer, otlp_app
 from benchlab_otel.hub.hub import Hub
 from benchlab_otel.hub.metrics import MetricStore, metrics_app
 from benchlab_otel.otlp.client import OtlpClient
-from benchlab_otel.otlp.metrics import Told
+from benchlab_otel.otlp.encode_metrics import Told
 from benchlab_otel.timebase import anchor
 
 PUBLISH_SECONDS = 1.0

@@ -26,7 +26,7 @@ from benchlab_otel.config import Settings
 from benchlab_otel.contract import SESSION_ID, SIMULATED
 from benchlab_otel.model import COMPLETED, OUTCOMES, Frames, HistogramPoint, Point, Resource, Spans
 from benchlab_otel.otlp.encode import resource_of
-from benchlab_otel.otlp.metrics import Told
+from benchlab_otel.otlp.encode_metrics import Told
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE, Anchor, clock_state
 
 LATELY_SECONDS = 2.0  # frames done longer ago say nothing of the latency now

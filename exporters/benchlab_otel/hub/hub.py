@@ -22,7 +22,7 @@ from benchlab_otel import contract
 from benchlab_otel.hub.metrics import MetricStore
 from benchlab_otel.model import Bool, HistogramPoint, Point, Resource, Spans
 from benchlab_otel.otlp.decode import concatenate, decode_traces, take
-from benchlab_otel.otlp.metrics import encode_metrics
+from benchlab_otel.otlp.encode_metrics import encode_metrics
 from benchlab_otel.timebase import Anchor
 
 log = logging.getLogger(__name__)

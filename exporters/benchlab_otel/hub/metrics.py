@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from benchlab_otel.contract import SESSION_ID, Kind, prometheus_label, prometheus_name
 from benchlab_otel.model import Exemplar
-from benchlab_otel.otlp.metrics import (
+from benchlab_otel.otlp.decode_metrics import (
     Buckets,
     DecodedMetrics,
     MetricData,

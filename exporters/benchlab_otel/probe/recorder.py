@@ -34,8 +34,8 @@ from benchlab_otel import contract, timebase
 from benchlab_otel.model import COMPLETED, DROPPED, FAILED, OUTCOMES, Point, Scalar, Uint
 from benchlab_otel.otlp.client import OtlpClient
 from benchlab_otel.otlp.encode import SpanBatch, encode_request, resource_of
+from benchlab_otel.otlp.encode_metrics import encode_metrics
 from benchlab_otel.otlp.ids import mix64, mix64_int, nonzero, parse_traceparent, random64, traceparent
-from benchlab_otel.otlp.metrics import encode_metrics
 from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.probe import assemble
 from benchlab_otel.probe.assemble import BEGIN, END, MARK, STAGE, BareMark, Event, Identity, Names

@@ -21,8 +21,8 @@ import numpy as np
 from benchlab_otel import contract
 from benchlab_otel.model import Point, Resource
 from benchlab_otel.otlp.encode import SpanBatch, Table, encode_request
+from benchlab_otel.otlp.encode_metrics import Told
 from benchlab_otel.otlp.ids import nonzero, random64
-from benchlab_otel.otlp.metrics import Told
 from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.sources.reading import Batch, Device, Reader, Reply, SourceError
 from benchlab_otel.sources.schedule import Schedule
