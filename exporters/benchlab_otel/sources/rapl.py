@@ -115,12 +115,14 @@ class RaplReader:
         counts: list[int] = []
         try:
             for file in self._files:
-                counts.append(int(os.pread(file, 32, 0)))
+                raw = os.pread(file, 32, 0)
+                counts.append(int(raw))
         except OSError as error:
             raise SourceError("lost", f"RAPL: a counter went away: {error}") from None
-        except ValueError as error:
+        except ValueError:
             zone = self._zones[len(counts)].folder
-            raise SourceError("garbled", f"{zone}: expected a number of microjoules: {error}") from None
+            said = f"{zone}: expected a number of microjoules, found {raw!r}"
+            raise SourceError("garbled", said) from None
         end = time.monotonic_ns()
         return Reply(start + self._offset_ns, end + self._offset_ns, (counts, self._limits))
 
