@@ -64,20 +64,13 @@ def _run(argument: list[str], pipeline: str, running: Embedded) -> int:
         tracer = follow(fifo, pipeline, running.hub)
         stack.callback(tracer.close)
         variables = environment(running.http_endpoint, running.session_id, fifo)
+        # ctrl-C reaches the command too (same terminal): it ends as it likes, and the recording with it
+        stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, lambda *_: None))
         try:
             child = subprocess.Popen(argument, env={**os.environ, **variables})
         except OSError as error:
             raise UserError(f"{argument[0]}: {error.strerror}") from None
-        return _wait(child)
-
-
-def _wait(child: subprocess.Popen[bytes]) -> int:
-    """ctrl-C reaches the command too (same terminal): it ends as it likes, and the recording with it."""
-    before = signal.signal(signal.SIGINT, lambda *_: None)
-    terminate = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    try:
+        terminate = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        stack.callback(signal.signal, signal.SIGTERM, terminate)
         code = child.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
-        signal.signal(signal.SIGTERM, terminate)
     return 128 - code if code < 0 else code
