@@ -73,7 +73,7 @@ def measure(client: OtlpClient, frames: int) -> None:
         probe = Probe("cam0", sink=client)
         for _ in range(frames):
             with probe.frame() as frame, frame.stage("work"):
-                time.sleep(0.01)  # energy is that of a time
+                time.sleep(0.01)  # the work: a stage that takes no time has no energy
         probe.close()
         seen = [h.readings for h in meter.health()]  # energy needs readings behind the last frame
         wait_for(lambda: all(h.readings > n + 5 for h, n in zip(meter.health(), seen, strict=True)))

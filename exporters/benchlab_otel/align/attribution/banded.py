@@ -40,7 +40,7 @@ def product(ab: Float, x: Float) -> Float:
     return out
 
 
-def form(x: Float, matrix: Float, y: Float) -> Float:
+def bilinear(x: Float, matrix: Float, y: Float) -> Float:
     """xᵀ M y of each pair of rows of x and y (n, k), with M (k, k)."""
     out: Float = np.einsum("nk,nk->n", x @ matrix, y)
     return out

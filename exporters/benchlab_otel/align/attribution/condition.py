@@ -141,12 +141,12 @@ def energies(posterior: Posterior, wanted: Wanted) -> tuple[Float, Float]:
         mean = mean + base_integral(posterior, wanted.lo, wanted.hi, wanted.weight)
     count = wanted.seconds.shape[0]
     if count <= _CHUNK:
-        return mean, _variance(posterior, wanted)
+        return mean, _variance(posterior, wanted) + _shocked(posterior, wanted)
     variance = np.empty(count)
     for first in range(0, count, _CHUNK):
         part = slice(first, min(first + _CHUNK, count))
         variance[part] = _variance(posterior, _slice(wanted, part))
-    return mean, variance
+    return mean, variance + _shocked(posterior, wanted)
 
 
 def _reach(matrix: Sparse, variances: Float) -> Sparse:
@@ -179,10 +179,10 @@ def _variance(posterior: Posterior, wanted: Wanted) -> Float:
         covariance = (covariance + g @ r).tocsr()
     told = _told(covariance, posterior)
     for f in np.flatnonzero(before - told < _LOST * before):
-        told[f] = _told_exactly(covariance, int(f), solved.factor)
+        told[f] = _told_alone(covariance, int(f), solved.factor)
     left = gain - covariance @ solved.u
-    variance = before - told + banded.form(left, solved.covariance, left)
-    return np.maximum(variance, _ROUNDING * before) + _shocked(posterior, wanted)
+    variance = before - told + banded.bilinear(left, solved.covariance, left)
+    return np.maximum(variance, _ROUNDING * before)
 
 
 def _shocked(posterior: Posterior, wanted: Wanted) -> Float:
@@ -193,9 +193,11 @@ def _shocked(posterior: Posterior, wanted: Wanted) -> Float:
     """
     out = np.zeros(wanted.seconds.shape[0])
     design, rows = posterior.design, posterior.design.rows
-    step, wild = np.flatnonzero(design.step_extra), np.flatnonzero(abs(rows.noise) @ design.error_extra)
-    if wanted.lo is None or wanted.hi is None or wanted.weight is None or not len(step) + len(wild):
+    if wanted.lo is None or wanted.hi is None or wanted.weight is None:
         return out
+    if not (design.step_extra.any() or design.error_extra.any()):
+        return out
+    step, wild = np.flatnonzero(design.step_extra), np.flatnonzero(abs(rows.noise) @ design.error_extra)
     reach = max(rows.period, float(np.median(rows.hi - rows.lo)))
     begin = np.append(design.knots[step] - reach, rows.lo[wild])
     end = np.append(design.knots[step] + reach, rows.hi[wild])
@@ -245,11 +247,11 @@ def _told(covariance: Sparse, posterior: Posterior) -> Float:
     short = np.flatnonzero(~long)
     out[short] = banded.quadratic(covariance[short].tocsr(), first[short], posterior.inverse)
     for f in np.flatnonzero(long):
-        out[f] = _told_exactly(covariance, int(f), posterior.solved.factor)
+        out[f] = _told_alone(covariance, int(f), posterior.solved.factor)
     return out
 
 
-def _told_exactly(covariance: Sparse, f: int, factor: Cholesky) -> float:
+def _told_alone(covariance: Sparse, f: int, factor: Cholesky) -> float:
     """|L⁻¹ k|² of row f by forward substitution from the first entry to some rows past the last.
 
     What still later rows would tell is left out, so the variance is never too small.

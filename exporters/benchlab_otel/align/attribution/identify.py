@@ -9,6 +9,7 @@ nothing, and the configured kernel stays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -317,9 +318,7 @@ def _uncertainty(readings: Clean, activity: Activity, best: _Refined, counter: b
 
     Its curvature would be too sharp, as the likelihood is rough on a scale below the uncertainty. A
     coarse grid along the kernel's mean delay and width, which the readings tell nearly independently,
-    shows where a finer one is to lie. Where readings pull to both sides harder than the model expects
-    (times of readings that are off change some of them much), it is widened by how hard they do
-    (White, Econometrica 50, 1982).
+    shows where a finer one is to lie.
     """
     k = 1 if counter else 2
     delay = 0.0 if counter else 0.5 if best.kernel.shape == "boxcar" else 1.0  # mean delay in widths
@@ -352,11 +351,19 @@ def _uncertainty(readings: Clean, activity: Activity, best: _Refined, counter: b
         logs = np.array([loglik(peak + x) for x in off])
         weight = np.exp(logs - logs.max())
         spread = (off * weight[:, None]).T @ off / weight.sum() + 0.02 * spread  # never a single point
+    spread = _pulled(spread, peak, each)
+    lag = np.array([1.0, -delay][:k])
+    width_sd = float(np.sqrt(spread[1, 1])) if k == 2 else float("nan")
+    return float(np.sqrt(lag @ spread @ lag)), width_sd
+
+
+def _pulled(spread: Float, peak: Float, each: Callable[[Float], Float]) -> Float:
+    """The covariance `spread` (k, k), wider where readings pull to both sides of the peak harder than the
+    model expects (White, Econometrica 50, 1982): times that are off change some of them much. `each` is
+    what each difference adds to the log-likelihood."""
     values, vectors = np.linalg.eigh(spread)
     axes = vectors * np.sqrt(values)
     pull = np.stack([each(peak + axis) - each(peak - axis) for axis in axes.T]) / 2  # per sd
     values, vectors = np.linalg.eigh(pull @ pull.T)
-    spread = axes @ (vectors * np.maximum(values, 1.0)) @ vectors.T @ axes.T
-    lag = np.array([1.0, -delay][:k])
-    width_sd = float(np.sqrt(spread[1, 1])) if k == 2 else float("nan")
-    return float(np.sqrt(lag @ spread @ lag)), width_sd
+    wider: Float = axes @ (vectors * np.maximum(values, 1.0)) @ vectors.T @ axes.T
+    return wider

@@ -42,8 +42,8 @@ def leave_one_out(solved: Solved, inverse: Float) -> tuple[Float, Float]:
     `inverse` is the band of S⁻¹ of the differences, of width 1 at least.
     """
     u, cov = solved.u, solved.covariance
-    diagonal = inverse[0] - banded.form(u, cov, u)
-    below = inverse[1, :-1] - banded.form(u[1:], cov, u[:-1])
+    diagonal = inverse[0] - banded.bilinear(u, cov, u)
+    below = inverse[1, :-1] - banded.bilinear(u[1:], cov, u[:-1])
     q_diagonal = np.append(0.0, diagonal) + np.append(diagonal, 0.0)
     q_diagonal[1:-1] -= 2 * below
     q = np.append(0.0, solved.alpha) - np.append(solved.alpha, 0.0)
