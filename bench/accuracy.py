@@ -62,6 +62,8 @@ class Case:
 
 CASES = [
     Case("steady", 0.0, {"rate_hz": 20}, 0.1),
+    Case("±0.02 %", 0.0002, {"rate_hz": 20}),
+    Case("±0.04 %", 0.0004, {"rate_hz": 20}),
     Case("±2 %", 0.02, {"rate_hz": 20}),
     Case("±30, ±10, ±2 %", (0.3, 0.1, 0.02), {"rate_hz": 20}, duration=60.0),
     Case("±10 %", 0.1, {"rate_hz": 10}),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
+from scipy.special import log_ndtr
 
 from benchlab_otel.align.attribution import banded
 from benchlab_otel.align.attribution.banded import Cholesky
@@ -187,7 +188,8 @@ def _known(design: Design) -> Float:
 
 
 def reml(design: Design, start: Variances | None = None) -> tuple[Variances, float]:
-    """The variances of greatest restricted likelihood, and that log-likelihood."""
+    """The variances of greatest restricted likelihood (of the stages: see `_mean_spreads`), and that
+    log-likelihood."""
     watts = least_squares(design)
     bands, known = np.stack(components(design, watts)), _known(design)
     sizes = np.maximum(bands[:, 0].mean(axis=1), 1e-300)
@@ -235,9 +237,31 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
         if gain < _GAIN:
             break
         here, gradient, information = likelihood(theta, derivatives=True)
+    if stages:
+        _, gradient, information = likelihood(theta, derivatives=True)
+        theta = _mean_spreads(theta, gradient, information, stages)
     timing = float(theta[stages + 2]) if len(theta) > stages + 2 else 0.0
     found = Variances(theta[:stages].copy(), float(theta[stages]), float(theta[stages + 1]), timing)
     return found, here
+
+
+def _mean_spreads(theta: Float, gradient: Float, information: Float, stages: int) -> Float:
+    """The variances with those of the stages, all by one factor, at their mean instead of their mode.
+
+    Where readings hardly show a spread, the most likely one is often zero, and intervals without it are too
+    narrow. Seen as a normal distribution of that factor (the step to its summit by Newton's method, all
+    others as free as they are), cut off at zero, it has a mean above zero; a spread that the readings show
+    clearly stays.
+    """
+    own, others = slice(0, stages), slice(stages, None)
+    shared = information[own, others].sum(axis=0)
+    told = information[own, own].sum() - shared @ np.linalg.pinv(information[others, others]) @ shared
+    if not told > 0.0:
+        return theta
+    sd = told**-0.5
+    summit = (1.0 + gradient[own].sum() / told) / sd
+    factor = sd * (summit + np.exp(-0.5 * summit**2 - log_ndtr(summit)) / np.sqrt(2 * np.pi))
+    return np.append(factor * theta[own], theta[others])
 
 
 def log_likelihood(design: Design, variances: Variances) -> float:
