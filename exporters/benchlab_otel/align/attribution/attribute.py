@@ -274,8 +274,9 @@ def _mean_check(checks: list[tuple[int, SelfCheck]]) -> SelfCheck:
 def _stage_figure(sums: Sums, group: tuple[int, ...]) -> StageFigure:
     work, s = sums.work, sums.stages[group]
     pipeline, names = work.names[group[0]][0], [work.names[k][1] for k in group]
-    having = np.zeros(len(sums.covered), bool)
-    having[work.frame[np.isin(work.stage, group, kind="table")]] = True
+    member, having = np.zeros(len(work.names), bool), np.zeros(len(sums.covered), bool)
+    member[list(group)] = True
+    having[work.frame[member[work.stage]]] = True
     frames = int(np.count_nonzero(sums.covered & having))
     if s.seconds == 0.0 or (s.reason and len(group) == 1):
         nan = float("nan")

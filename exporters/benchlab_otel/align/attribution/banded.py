@@ -160,9 +160,21 @@ def extent(rows: sparse.csr_array[Any]) -> tuple[Int, Int]:
     filled = np.flatnonzero(np.diff(rows.indptr))
     if len(filled):
         starts = rows.indptr[filled]
-        first[filled] = np.minimum.reduceat(rows.indices, starts)
-        span[filled] = np.maximum.reduceat(rows.indices, starts) - first[filled]
+        if rows.has_sorted_indices:
+            lowest, highest = rows.indices[starts], rows.indices[rows.indptr[filled + 1] - 1]
+        else:
+            lowest, highest = (f.reduceat(rows.indices, starts) for f in (np.minimum, np.maximum))
+        first[filled], span[filled] = lowest, highest - lowest
     return first, span
+
+
+def farthest_rows(matrix: sparse.csr_array[Any]) -> int:
+    """How far apart two rows can be and still have entries in the same column."""
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    first, last = np.zeros((2, matrix.shape[1]), np.int64)
+    last[matrix.indices] = row  # of several, the last one stays
+    first[matrix.indices[::-1]] = row[::-1]
+    return int((last - first).max(initial=0))
 
 
 def _dense_rows(rows: sparse.csr_array[Any], first: Int) -> Float:

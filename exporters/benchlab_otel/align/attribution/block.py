@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from benchlab_otel.align.attribution import selfcheck
-from benchlab_otel.align.attribution.condition import Posterior, Wanted, condition, energies, mean_of
+from benchlab_otel.align.attribution.condition import Posterior, Wanted, condition, energies, sums_of
 from benchlab_otel.align.attribution.conserve import Entry, Shares, entry
 from benchlab_otel.align.attribution.design import Design, Pieces, build, part_of
 from benchlab_otel.align.attribution.fit import Fit, Variances, fit
@@ -170,9 +170,9 @@ def add_block(sums: Sums, block: Block, core: Core) -> None:
     _add_stages(sums, block, core, moved)
     sums.entries.append(entry(block.posterior, sums.shares, core))
     sums.checks.append((len(block.posterior.design.rows), block.check))
-    value, variance = mean_of(block.posterior, np.zeros(len(block.owner)), 1.0)
+    (value,), (variance,) = sums_of(block.posterior, np.zeros((len(block.owner), 1)), 1.0)
     more = float(np.sum(block.misfit.base**2)) if block.misfit is not None else 0.0
-    sums.base.append((core[1] - core[0], value, variance * widened**2 + more))
+    sums.base.append((core[1] - core[0], float(value), float(variance) * widened**2 + more))
 
 
 def add_energies(
@@ -239,21 +239,23 @@ def _add_stages(sums: Sums, block: Block, core: Core, moved: Moved | None) -> No
     work, posterior, column = sums.work, block.posterior, block.resolution.column
     pieces, reason, widened = posterior.design.pieces, block.resolution.reason, block.check.widened
     inside = np.clip(pieces.end, *core) - np.clip(pieces.begin, *core)
+    active = np.bincount(pieces.stage, inside, pieces.stages)
+    seen = np.zeros((len(pieces), pieces.stages))
+    seen[np.arange(len(pieces)), pieces.stage] = inside * sums.covered[work.frame[block.owner]]
+    joules, variance = sums_of(posterior, seen)
+    joules_variance, off_watts = variance * widened**2, np.zeros(pieces.stages)
+    if block.misfit is not None and moved is not None:
+        joules_variance = joules_variance + np.sum((seen.T @ moved.pieces) ** 2, axis=1)
+        off_watts = np.sum((active[:, None] * block.misfit.power) ** 2, axis=1)
     for c in range(pieces.stages):
         group = tuple(np.flatnonzero(column == c).tolist())
-        seconds = np.where(pieces.stage == c, inside, 0.0)
-        active = float(seconds.sum())
-        seen = np.where(sums.covered[work.frame[block.owner]], seconds, 0.0)
-        joules, variance = mean_of(posterior, seen)
-        off_watts = float(np.sum((active * block.misfit.power[c]) ** 2)) if block.misfit is not None else 0.0
-        off_joules = float(np.sum((seen @ moved.pieces) ** 2)) if moved is not None else 0.0
         s = sums.stages.setdefault(group, StageSum())
-        s.seconds += active
-        s.watts += active * float(block.fit.watts[c])
-        s.variance += active**2 * float(block.fit.covariance[c, c]) * widened**2 + off_watts
-        s.spread += active * float(np.sqrt(block.fit.variances.stage[c]))
-        s.joules += joules
-        s.joules_variance += variance * widened**2 + off_joules
+        s.seconds += float(active[c])
+        s.watts += float(active[c] * block.fit.watts[c])
+        s.variance += float(active[c] ** 2 * block.fit.covariance[c, c] * widened**2 + off_watts[c])
+        s.spread += float(active[c] * np.sqrt(block.fit.variances.stage[c]))
+        s.joules += float(joules[c])
+        s.joules_variance += float(joules_variance[c])
         s.reason = s.reason or reason[group[0]]
     for stage in np.flatnonzero(column == BASE):
         sums.stages.setdefault((int(stage),), StageSum()).reason = reason[stage]

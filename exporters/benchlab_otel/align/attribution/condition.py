@@ -18,13 +18,14 @@ from scipy.linalg.lapack import dtbtrs
 
 from benchlab_otel.align.attribution import banded
 from benchlab_otel.align.attribution.banded import Cholesky
-from benchlab_otel.align.attribution.design import Design, stage_sums
+from benchlab_otel.align.attribution.design import Design, stage_sums, stage_totals
 from benchlab_otel.align.attribution.fit import Fit, Solved, prior, scaled, solve
 from benchlab_otel.align.attribution.overlap import (
     Sparse,
     Weight,
     cumulative,
     join,
+    product,
     ragged,
     ragged_rows,
     times_rows,
@@ -174,7 +175,7 @@ def _variance(posterior: Posterior, wanted: Wanted) -> Float:
     before = sum(
         (scaled_square(g, c) for g, c in zip(weights, posterior.priors, strict=False)), np.zeros(len(gain))
     )
-    covariance = (weights[0] @ reach[0]).tocsr()
+    covariance = product(weights[0], reach[0])
     for g, r in zip(weights[1:], reach[1:], strict=False):
         covariance = (covariance + g @ r).tocsr()
     told = _told(covariance, posterior)
@@ -268,18 +269,25 @@ def _told_alone(covariance: Sparse, f: int, factor: Cholesky) -> float:
     return float(solved[:, 0] @ solved[:, 0])
 
 
-def mean_of(posterior: Posterior, seconds: Float, base_s: float = 0.0) -> tuple[float, float]:
-    """One energy that reaches over all rows (J) and its variance (J²): `seconds` (m,) of each piece,
+def sums_of(posterior: Posterior, seconds: Float, base_s: float = 0.0) -> tuple[Float, Float]:
+    """Energies that reach over all rows, (k,) J and their variances (k,) J²: `seconds` (m, k) of each piece,
     and `base_s` seconds of the base's mean over all rows."""
     design, solved = posterior.design, posterior.solved
-    mean_row = np.full(len(design.rows), -base_s / len(design.rows))
-    weights = [seconds + design.overlap.T @ mean_row, design.rows.noise.T @ mean_row]
-    gain = np.bincount(design.pieces.stage, seconds, design.pieces.stages) + design.active.T @ mean_row
-    used = [(design.parts, posterior.priors[0]), (design.errors, posterior.priors[2])]
-    unexplained = design.rows.value - design.overlap @ posterior.watts - posterior.residual
-    value = float(seconds @ posterior.watts - mean_row @ unexplained)
-    covariance: Float = sum((m @ (c * g) for g, (m, c) in zip(weights, used, strict=True)), np.zeros(1))
-    before = sum(float(g**2 @ c) for g, (_, c) in zip(weights, used, strict=True))
-    left = gain - covariance @ solved.u
-    told = float(covariance @ solved.factor.solve(covariance))
-    return value, max(before - told + float(left @ solved.covariance @ left), 0.0)
+    gain, value = stage_totals(seconds, design.pieces), posterior.watts @ seconds
+    weights, used = [seconds], [(design.parts, posterior.priors[0])]
+    if base_s:
+        rows = design.rows
+        mean_row = np.full(len(rows), base_s / len(rows))
+        value = value + mean_row @ (rows.value - design.overlap @ posterior.watts - posterior.residual)
+        gain = gain - mean_row @ design.active
+        weights = [seconds - (design.overlap.T @ mean_row)[:, None], -(rows.noise.T @ mean_row)[:, None]]
+        used.append((design.errors, posterior.priors[2]))
+    covariance: Float = np.zeros((len(solved.alpha), seconds.shape[1]))
+    before: Float = np.zeros(seconds.shape[1])
+    for g, (matrix, c) in zip(weights, used, strict=True):
+        spread = c[:, None] * g
+        covariance = covariance + matrix @ spread
+        before = before + np.einsum("mk,mk->k", g, spread)
+    left = gain - covariance.T @ solved.u
+    told = np.einsum("nk,nk->k", covariance, solved.factor.solve(covariance))
+    return value, np.maximum(before - told + banded.bilinear(left, solved.covariance, left), 0.0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchlab_otel.align.attribution.condition import Posterior, base_integral, mean_of
+from benchlab_otel.align.attribution.condition import Posterior, base_integral, sums_of
 from benchlab_otel.align.attribution.overlap import Weight, integral_of, never
 from benchlab_otel.align.attribution.windows import Windows, tile
 from benchlab_otel.model import Bool, Float
@@ -114,7 +114,7 @@ def entry(posterior: Posterior, shares: Shares, core: tuple[float, float]) -> En
         variance = float((rows.noise.T @ width) ** 2 @ posterior.priors[2])
     else:
         measured = _plain_integral(rows, core)
-        variance = mean_of(posterior, end - begin, core[1] - core[0])[1]
+        variance = float(sums_of(posterior, (end - begin)[:, None], core[1] - core[0])[1][0])
     return Entry(measured, own + in_flight, base - in_flight, variance)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchlab_otel.align.attribution.banded import extent
+from benchlab_otel.align.attribution.banded import farthest_rows
 from benchlab_otel.align.attribution.overlap import (
     Sparse,
     cumulative,
@@ -70,7 +70,7 @@ class Design:
 
 def _bandwidth(*matrices: Sparse) -> int:
     """How far apart two differences can be and still share a piece, a knot or an error."""
-    return max(1, *(int(extent(m.T.tocsr())[1].max(initial=0)) for m in matrices))
+    return max(1, *(farthest_rows(m) for m in matrices))
 
 
 def build(rows: Windows, pieces: Pieces) -> Design:
@@ -104,6 +104,12 @@ def stage_sums(matrix: Sparse, pieces: Pieces) -> Float:
     key = row * pieces.stages + pieces.stage[matrix.indices]
     summed = np.bincount(key, matrix.data, rows * pieces.stages)
     return np.asarray(summed.reshape(rows, pieces.stages), float)
+
+
+def stage_totals(columns: Float, pieces: Pieces) -> Float:
+    """The rows of `columns` (m, k) added up by stage: (k, stages)."""
+    totals = [np.bincount(pieces.stage, column, pieces.stages) for column in columns.T]
+    return np.array(totals, float).reshape(columns.shape[1], pieces.stages)
 
 
 def _differences(matrix: Sparse) -> Sparse:

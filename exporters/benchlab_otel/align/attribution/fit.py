@@ -212,14 +212,14 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
         values[stages] = max(values[stages], _STEADY * values[stages + 1] * sizes[stages + 1] / sizes[stages])
         return values
 
-    def likelihood(at: Float, derivatives: bool) -> tuple[float, Float, Float]:
-        value, gradient, information = _likelihood(bands, known, at, design, derivatives)
+    def likelihood(at: Float) -> tuple[float, Float, Float]:
+        value, gradient, information = _likelihood(bands, known, at, design)
         return _with_prior(value, gradient, information, at[:stages], usual)
 
     size = float(np.mean(np.abs(design.rows.value))) or 1.0
     usual = np.maximum(np.abs(watts), 0.05 * size)
     theta = bounded(theta)
-    here, gradient, information = likelihood(theta, derivatives=True)
+    here, gradient, information = likelihood(theta)
     if not np.isfinite(here):
         raise np.linalg.LinAlgError("the stages' activity in the readings is linearly dependent")
     damping = 1e-3
@@ -227,18 +227,17 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
         proposal = bounded(
             theta * np.exp(_step(theta, bounded(theta * 0.99), gradient, information, damping))
         )
-        there, _, _ = likelihood(proposal, derivatives=False)
+        there, *slopes = likelihood(proposal)
         if there < here:
             damping *= 10
             if damping > 1e4:
                 break
             continue
         gain, here, theta, damping = there - here, there, proposal, max(damping / 10, 1e-4)
+        gradient, information = slopes
         if gain < _GAIN:
             break
-        here, gradient, information = likelihood(theta, derivatives=True)
     if stages:
-        _, gradient, information = likelihood(theta, derivatives=True)
         theta = _mean_spreads(theta, gradient, information, stages)
     timing = float(theta[stages + 2]) if len(theta) > stages + 2 else 0.0
     found = Variances(theta[:stages].copy(), float(theta[stages]), float(theta[stages + 1]), timing)
@@ -318,9 +317,7 @@ def _step(theta: Float, lower: Float, gradient: Float, information: Float, dampi
     return step * min(1.0, _LONGEST / longest) if longest else step
 
 
-def _likelihood(
-    bands: Float, known: Float, theta: Float, design: Design, derivatives: bool
-) -> tuple[float, Float, Float]:
+def _likelihood(bands: Float, known: Float, theta: Float, design: Design) -> tuple[float, Float, Float]:
     """Restricted log-likelihood, its gradient and average information, both in log θ."""
     band = np.tensordot(theta, bands, axes=1) + known
     none = np.zeros(0)
@@ -329,7 +326,7 @@ def _likelihood(
     except np.linalg.LinAlgError:
         return -np.inf, none, none
     value = _restricted(design, solved)
-    if not derivatives or not np.isfinite(value):
+    if not np.isfinite(value):
         return value, none, none
     inverse = solved.factor.inverse_band(len(band) - 1)
     alpha, u, cov = solved.alpha, solved.u, solved.covariance

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchlab_otel.align.attribution.condition import Posterior, Wanted, base_power
-from benchlab_otel.align.attribution.overlap import overlap, running_energy
+from benchlab_otel.align.attribution.overlap import overlap, ragged
 from benchlab_otel.align.attribution.windows import Windows
 from benchlab_otel.model import Float, Int
 
@@ -111,7 +111,7 @@ def misfit(posterior: Posterior, begin: Float, end: Float, stage: Int, names: li
     stages = design.pieces.stages
     if not stages:
         return None
-    times = [side[stage == s] for side in (begin, end) for s in range(stages)]
+    times = [np.sort(side[stage == s], kind="stable") for side in (begin, end) for s in range(stages)]
     mark, said = _distinct_marks(times, names)
     moves = np.zeros((2 * stages, len(said)))  # of a stage's begin or end with each mark
     moves[np.arange(2 * stages), mark] = 1.0
@@ -177,11 +177,11 @@ def _distinct_marks(times: list[Float], names: list[str]) -> tuple[Int, list[str
 
 
 def _coincide(a: Float, b: Float) -> bool:
-    """Whether most of the times `a` (n,) s are also in `b` (k,) s, by some hundreds of them."""
+    """Whether most of the times `a` (n,) s are also in `b` (k,) s, by some hundreds; both ascending."""
     if not len(a) or not len(b):
         return False
     a = a[:: max(len(a) // _ASKED, 1)]
-    near = np.concatenate([[-np.inf], np.sort(b, kind="stable"), [np.inf]])
+    near = np.concatenate([[-np.inf], b, [np.inf]])
     k = np.searchsorted(near, a)
     return bool(np.mean(np.minimum(near[k] - a, a - near[k - 1]) < _SAME) > 0.5)
 
@@ -191,8 +191,15 @@ def _density(rows: Windows, times: Float) -> Float:
     if rows.tau:
         weights = overlap(rows.lo, rows.hi, times - _SMEAR, times + _SMEAR, rows.tau)
         return np.asarray(weights.sum(axis=1), float).ravel() / (2 * _SMEAR)
-    upto = running_energy(times - _SMEAR, times + _SMEAR, np.ones(len(times)))
-    return (upto(rows.hi) - upto(rows.lo)) / (rows.hi - rows.lo) / (2 * _SMEAR)
+    return (_passed(times, rows.hi) - _passed(times, rows.lo)) / (rows.hi - rows.lo)
+
+
+def _passed(times: Float, at: Float) -> Float:
+    """How many of the times, ascending and each spread over ± `_SMEAR`, lie before `at` (n,) s."""
+    first = np.searchsorted(times, at - _SMEAR, "right")
+    near, k = ragged(first, np.searchsorted(times, at + _SMEAR, "left"))
+    parts = np.bincount(near, (at[near] - times[k] + _SMEAR) / (2 * _SMEAR), len(at))
+    return np.asarray(first + parts, float)
 
 
 def _finding(chi2: float, score: Float, information: Float, said: list[str], marks: int) -> str:
