@@ -35,7 +35,7 @@ from benchlab_otel.align.attribution.misfit import Misfit
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped
 from benchlab_otel.align.attribution.tails import SHOCK_ROUNDS, with_shocks
 from benchlab_otel.align.attribution.windows import Kernel, windows
-from benchlab_otel.align.attribution.work import join_frames, work_of
+from benchlab_otel.align.attribution.work import join_frames, names_of, work_of
 from benchlab_otel.model import Bool, Frames, Int, Readings
 
 _S = 1_000_000_000
@@ -242,7 +242,7 @@ def _fit_is_due(state: State, readings: Readings) -> bool:
     seen = (newest - first) / _S
     if seen < state.limits.warmup_s:
         return False
-    new_stage = state.fit is not None and state.names != work_of(state.frames, 0).names
+    new_stage = state.fit is not None and state.names != names_of(state.frames)
     return newest - state.fitted_ns >= min(state.limits.refit_s, 0.3 * seen) * _S or new_stage
 
 
@@ -266,7 +266,7 @@ def _refit(state: State, readings: Readings) -> None:
     state.fit = replace(block.fit, solved=None, priors=None)
     state.resolution, state.widened = block.resolution, block.check.widened
     state.misfit = block.misfit
-    state.names = work_of(state.frames, 0).names
+    state.names = names_of(state.frames)
 
 
 def _due(state: State, p: int, readings: Readings | None, now: int) -> Bool:

@@ -54,6 +54,8 @@ def _score(posterior: Posterior, kind: int, mean: Float) -> Float:
 
 def _peaks(score: Float, width: int) -> Bool:
     """Scores beyond the limit that are the largest within `width` of themselves."""
+    if score.max(initial=0.0) <= _LIMIT:
+        return np.zeros(len(score), bool)
     padded = np.pad(score, width)
     highest = np.lib.stride_tricks.sliding_window_view(padded, 2 * width + 1).max(axis=1)
     peaks: Bool = (score > _LIMIT) & (score >= highest)

@@ -36,9 +36,9 @@ class Work:
 
 def work_of(frames: Sequence[Frames], origin_ns: int) -> Work:
     """All pipelines in one table, times in s from `origin_ns`; a frame without stages is its own stage."""
-    names: list[tuple[str, str]] = []
+    names = names_of(frames)
     columns: list[tuple[Any, ...]] = []
-    frame_splits, row_splits = [0], [0]
+    frame_splits, row_splits, named = [0], [0], 0
     for f in frames:
         bare = np.flatnonzero(np.bincount(f.stage_frame, minlength=len(f)) == 0)
         columns.append(
@@ -46,12 +46,12 @@ def work_of(frames: Sequence[Frames], origin_ns: int) -> Work:
                 (f.begin - origin_ns) / 1e9,
                 (f.end - origin_ns) / 1e9,
                 np.concatenate([f.stage_frame, bare]) + frame_splits[-1],
-                np.concatenate([f.stage, np.full(len(bare), len(f.stage_names))]) + len(names),
+                np.concatenate([f.stage, np.full(len(bare), len(f.stage_names))]) + named,
                 (np.concatenate([f.stage_begin, f.begin[bare]]) - origin_ns) / 1e9,
                 (np.concatenate([f.stage_end, f.end[bare]]) - origin_ns) / 1e9,
             )
         )
-        names += [(f.pipeline, name) for name in (*f.stage_names, WHOLE_FRAME)]
+        named += len(f.stage_names) + 1
         frame_splits.append(frame_splits[-1] + len(f))
         row_splits.append(row_splits[-1] + len(f.stage_frame) + len(bare))
     empty = (np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
@@ -69,6 +69,11 @@ def work_of(frames: Sequence[Frames], origin_ns: int) -> Work:
         np.array(frame_splits),
         np.array(row_splits),
     )
+
+
+def names_of(frames: Sequence[Frames]) -> list[tuple[str, str]]:
+    """(pipeline, stage) of all stages, for each pipeline `WHOLE_FRAME` last."""
+    return [(f.pipeline, name) for f in frames for name in (*f.stage_names, WHOLE_FRAME)]
 
 
 def stages_of(work: Work) -> Int:
