@@ -1,9 +1,11 @@
 """Live frames with their interpolated energy in, the same frames with their conditioned figures out.
 
 Each domain of each meter is a stream of its own (`stream`). A frame waits until all streams that are
-alive have its figures, at most `wait_ns` of event time once they have a fit; frames that have none by
-then go on with what there is. The meter's lag and window are looked for once a meter, on its `system`
-domain or the first one it has, and used for its other domains.
+alive have its figures, at most `wait_ns` of event time once they have a fit, and `first_fit_ns` for the
+first one; frames that have none by then go on with what there is. Nobody waits for a stream that has no
+fit so long after its first reading: its meter's window can't be found, say. The meter's lag and window
+are looked for once a meter, on its `system` domain or the first one it has, and used for its other
+domains.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ Figures = dict[int, tuple[PipelineEnergy, int, int, int]]  # frame's key: (piece
 class Stream:
     """One domain of one meter: its state, what it has been fed up to, and what it gave out.
 
-    `lead` is the domain of the same meter whose window counts.
+    `lead` is the domain of the same meter whose window counts, `begun_ns` when the first reading came.
     """
 
     state: State
     lead: Domain
+    begun_ns: int
     fed_ns: int = 0
     pending: list[Frames] = field(default_factory=list)
     figures: Figures = field(default_factory=dict)
@@ -94,7 +97,8 @@ def _stream(state: Conditioner, domain: Domain, series: Readings) -> Stream:
     meter, _ = domain
     lead = next((s.lead for (m, _), s in state.streams.items() if m == meter), domain)
     declared = (series.window_ns is not None or series.kind == "energy") and series.clock_ns is None
-    return Stream(State(settings=Settings(find_kernel=lead == domain and not declared)), lead)
+    settings = Settings(find_kernel=lead == domain and not declared)
+    return Stream(State(settings=settings), lead, int(series.time[0]))
 
 
 def _feed(state: Conditioner, stream: Stream, series: Readings, complete_ns: int) -> None:
@@ -126,16 +130,17 @@ def _feed(state: Conditioner, stream: Stream, series: Readings, complete_ns: int
 
 
 def _give_out(state: Conditioner, watermark: int, readings: dict[Domain, Readings]) -> list[Aligned]:
-    alive = [
+    streams = [
         state.streams[domain]
         for domain, series in readings.items()
         if len(series) and series.time[-1] > watermark - state.wait_ns
     ]
-    fitted = all(stream.state.fit is not None for stream in alive)
+    hopeful = [s for s in streams if s.state.fit or watermark < s.begun_ns + state.first_fit_ns]
+    fitted = all(stream.state.fit for stream in hopeful)
     too_old = watermark - (state.wait_ns if fitted else state.first_fit_ns)
     out, waiting = [], []
     for one in state.waiting:
-        complete = all(key in stream.figures for stream in alive for key in one.keys)
+        complete = all(key in stream.figures for stream in hopeful for key in one.keys)
         if complete or int(one.block.frames.end[-1]) < too_old:
             out.append(_with_figures(state, one))
         else:
