@@ -143,12 +143,13 @@ def test_lag_and_width_are_found(lag, width, rate):
     assert abs(found.kernel.width_s / width - 1) < 0.1
 
 
-def test_a_low_pass_is_told_from_a_boxcar():
-    truth, readings = run(0, 0.1, kernel="lowpass", width_s=0.02, lag_s=0.01, noise=0.5, known=False)
+@pytest.mark.parametrize("tau", [0.02, 0.05])  # 50 ms was taken for a boxcar, its own peak being far off
+def test_a_low_pass_is_told_from_a_boxcar(tau):
+    truth, readings = run(0, 0.1, kernel="lowpass", width_s=tau, lag_s=0.01, noise=2.0, known=False)
     found = found_in(truth, readings)
     assert (found.kernel.shape, found.shape_found) == ("lowpass", True)
     assert found.kernel.lag_s == pytest.approx(0.01, abs=0.001)
-    assert found.kernel.width_s == pytest.approx(0.02, rel=0.1)
+    assert found.kernel.width_s == pytest.approx(tau, rel=0.1)
 
 
 @pytest.mark.parametrize("seed", [5, 8])
@@ -190,8 +191,13 @@ def test_the_clock_offset_of_another_clock_is_found():
     assert better.check.error < 0.5 * plain.check.error
 
 
-def test_a_periodic_load_identifies_nothing():
-    truth, readings = run(0, 0.02, length_spread=0.0, noise=1.0, known=False)
+@pytest.mark.parametrize(
+    ("spread", "lag", "noise"), [(0.02, 0.0, 1.0), (0.0, 0.004, 2.0), (0.05, 0.0043, 0.1)]
+)
+def test_a_periodic_load_identifies_nothing(spread, lag, noise):
+    """Chance makes one of many lags likelier than the true one: 7.3 and 18.6 ms were found for 4 ms."""
+    truth, readings = run(0, spread, length_spread=0.0, noise=noise, known=False, lag_s=lag, rate_hz=20,
+                          round_trip_s=0.0003, round_trip_jitter_s=0.0003)  # fmt: skip
     found = found_in(truth, readings)
     assert not found.found
     assert "periodic" in found.reason or "constant" in found.reason

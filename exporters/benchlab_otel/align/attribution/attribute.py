@@ -21,7 +21,14 @@ from benchlab_otel.align.attribution import counters
 from benchlab_otel.align.attribution.block import Block, Sums, add_block, fitted_block
 from benchlab_otel.align.attribution.conserve import Ledger, is_covered, ledger, shares_of
 from benchlab_otel.align.attribution.fit import Variances
-from benchlab_otel.align.attribution.identify import Activity, Identification, beside_round_trips, identify
+from benchlab_otel.align.attribution.identify import (
+    Activity,
+    Identification,
+    Search,
+    beside_round_trips,
+    finished,
+    search,
+)
 from benchlab_otel.align.attribution.selfcheck import NORMAL_95, SelfCheck
 from benchlab_otel.align.attribution.windows import Kernel, Windows, rows_between, tile, windows
 from benchlab_otel.align.attribution.work import WHOLE_FRAME, Work, stages_of, work_of
@@ -121,24 +128,30 @@ def attribute(frames: Sequence[Frames], readings: Readings, settings: Settings |
     return attribute_and_fit(frames, readings, settings or Settings())[0]
 
 
+def looking_for_kernel(frames: Sequence[Frames], readings: Readings, settings: Settings) -> Search:
+    """Looks for the meter's lag, width and kernel, in parts."""
+    origin = _origin(frames, readings)
+    clean, work = counters.clean(readings, origin), work_of(frames, origin)
+    used = stages_of(work)
+    activity = Activity(work.piece_begin, work.piece_end, np.searchsorted(used, work.stage), len(used))
+    kernel = _configured(settings, readings)
+    found = yield from search(clean, activity, kernel)
+    if readings.clock_ns is not None and len(readings):
+        allowed_s = (readings.clock_ns + float(np.median(readings.uncertainty))) * 1e-9
+        found = beside_round_trips(found, kernel, allowed_s)
+    return found
+
+
 def attribute_and_fit(
-    frames: Sequence[Frames], readings: Readings, settings: Settings
+    frames: Sequence[Frames], readings: Readings, settings: Settings, found: Identification | None = None
 ) -> tuple[Attribution, Block | None]:
-    """`attribute`, and the last block's fit for those who go on from there; None without any."""
-    origin = min((int(t.min()) for t in (readings.time, *(f.begin for f in frames)) if len(t)), default=0)
-    clean = counters.clean(readings, origin)
-    work = work_of(frames, origin)
-    kernel = settings.kernel or Kernel("boxcar", 0.0, (readings.window_ns or 0) / 1e9)
-    found = None
-    if settings.find_kernel:
-        used = stages_of(work)
-        stage = np.searchsorted(used, work.stage)
-        activity = Activity(work.piece_begin, work.piece_end, stage, len(used))
-        found = identify(clean, activity, kernel)
-        if readings.clock_ns is not None and len(readings):
-            allowed_s = (readings.clock_ns + float(np.median(readings.uncertainty))) * 1e-9
-            found = beside_round_trips(found, kernel, allowed_s)
-        kernel = found.kernel
+    """`attribute`, and the last block's fit for those who go on from there; None without any. What has been
+    `found` is not looked for again."""
+    if settings.find_kernel and found is None:
+        found = finished(looking_for_kernel(frames, readings, settings))
+    kernel = found.kernel if found is not None else _configured(settings, readings)
+    origin = _origin(frames, readings)
+    clean, work = counters.clean(readings, origin), work_of(frames, origin)
     rows = windows(clean, kernel)
     out = Attribution(
         meter=readings.meter,
@@ -176,6 +189,15 @@ def attribute_and_fit(
     out.pipelines = pipeline_energies(sums, frames)
     _summarise(out, sums, rows)
     return out, block
+
+
+def _origin(frames: Sequence[Frames], readings: Readings) -> int:
+    """The first time (Unix ns) of all."""
+    return min((int(t.min()) for t in (readings.time, *(f.begin for f in frames)) if len(t)), default=0)
+
+
+def _configured(settings: Settings, readings: Readings) -> Kernel:
+    return settings.kernel or Kernel("boxcar", 0.0, (readings.window_ns or 0) / 1e9)
 
 
 def _declared(settings: Settings, readings: Readings) -> bool:

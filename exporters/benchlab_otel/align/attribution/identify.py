@@ -1,35 +1,39 @@
 """A meter's lag, width and kernel from the pipeline's own activity, by the likelihood of its readings.
 
-First a map: least squares of the readings' differences on the stages' activity, for every pair of
-window edges at once (the Gram matrix of the activity's running integrals at all shifts holds every
-boxcar's normal equations). Then its peaks are refined by the restricted likelihood of `fit`. A map
-that is flat (constant load) or has several peaks as high as the best (periodic load) identifies
-nothing, and the configured kernel stays.
+First a map for each kernel: least squares of the readings' differences on the stages' activity, for every
+pair of window edges at once (the Gram matrix of the activity's running integrals at all shifts holds every
+boxcar's normal equations), and for every lag and time constant of a low-pass. Then the maps' peaks are
+refined by the restricted likelihood of `fit`. A map that is flat (constant load) or several peaks that are
+as likely as the best (periodic load) identify nothing, and the configured kernel stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.linalg.lapack import dtbtrs
 
 from benchlab_otel.align.attribution.counters import Clean
 from benchlab_otel.align.attribution.design import Design, Pieces, build
 from benchlab_otel.align.attribution.fit import Variances, log_likelihood, log_likelihoods, reml
 from benchlab_otel.align.attribution.overlap import running_energy
-from benchlab_otel.align.attribution.windows import Kernel, windows
+from benchlab_otel.align.attribution.windows import Kernel, Shape, windows
 from benchlab_otel.model import Float, Int
 
 _STEP = 0.001  # s between the map's edges
 _ROWS = 2400  # readings that are looked at
-_SURE = 5.0  # log-likelihood that a choice must be ahead by
+_SURE = 10.0  # log-likelihood that a choice must be ahead by: chance among many lags reaches 7
 _SHAPED = 15.0  # log-likelihood of the map's top over its median; chance reaches 10 on so many points
 _LEAST_ROWS = 40  # readings below which nothing is looked for
-_RIVALS = 4
-_WORTH = 60.0  # log-likelihood behind the best from which a peak of the map may still catch up
+_RIVALS = 8
+_BLURRED = 2.0  # times the sum of squares beside the best point: a peak above that is none
+_TAUS = np.geomspace(0.001, 0.3, 16)  # s, time constants of the low-pass map
 _SMALLEST = 1e-4  # s, width
-_ROUNDS = 2
+_FREE = 4.0  # times at most that freed variances make the uncertainty wider
+_DELAY: dict[Shape, float] = {"boxcar": 0.5, "lowpass": 1.0}  # mean delay after the lag, in widths
+_AT_ONCE = 16  # likelihoods between two parts of a search
 
 
 @dataclass(slots=True)
@@ -60,38 +64,62 @@ class Activity:
     stages: int
 
 
+Search = Generator[None, None, Identification]
+
+
 def identify(
-    readings: Clean, activity: Activity, configured: Kernel, search: tuple[float, float] = (-0.1, 0.3)
+    readings: Clean, activity: Activity, configured: Kernel, within: tuple[float, float] = (-0.1, 0.3)
 ) -> Identification:
-    """Lag and width within `search` (s before the reading); a counter has a lag only.
+    """Lag and width, the lag `within` these s before the reading; a counter has a lag only.
 
     The lag of a meter on another clock is its clock's offset.
     """
+    return finished(search(readings, activity, configured, within))
+
+
+def finished(looking: Search) -> Identification:
+    """What a search finds."""
+    while True:
+        try:
+            next(looking)
+        except StopIteration as end:
+            found: Identification = end.value
+            return found
+
+
+def search(
+    readings: Clean, activity: Activity, configured: Kernel, within: tuple[float, float] = (-0.1, 0.3)
+) -> Search:
+    """`identify` in parts, for those who have to do something else every few tenths of a second."""
     readings = _middle(readings, _ROWS)
     counter = readings.kind == "energy"
     if np.count_nonzero(~readings.fresh) < _LEAST_ROWS or not len(activity.begin):
         return Identification(configured, False, "too little data to find lag and width from")
     if not np.ptp(readings.value):
         return Identification(configured, False, "the readings never change")
-    activity = _near(activity, readings, search)
-    edges = np.arange(search[0], search[1] + _STEP / 2, _STEP)
-    lag, width, score = (
-        _counter_map(readings, activity, edges) if counter else _boxcar_map(readings, activity, edges)
-    )
-    if score.max() - np.median(score) < _SHAPED:
+    activity = _near(activity, readings, within)
+    edges = np.arange(within[0], within[1] + _STEP / 2, _STEP)
+    seen = (_counter_map if counter else _boxcar_map)(readings, activity, edges)
+    usual = np.median(seen.rest[np.isfinite(seen.rest)])
+    if 0.5 * seen.rows * np.log(usual / seen.rest.min()) < _SHAPED:
         return Identification(
             configured, False, "the load is too constant: every lag explains the readings as well"
         )
-    peaks = _peaks(lag, width, score)
-    best = _refine(readings, activity, Kernel("boxcar", lag[peaks[0]], width[peaks[0]]), counter)
-    if not np.isfinite(best.loglik):
+    yield
+    limit = _limit(seen)
+    fits = yield from _refined_peaks(readings, activity, seen, limit, "boxcar")
+    if not fits:
         return Identification(configured, False, "the stages' activity in the readings is linearly dependent")
-    fits = [best]
-    for p in peaks[1:]:
-        begin = Kernel("boxcar", lag[p], width[p])
-        if _loglik(readings, activity, begin, best.variances)[0] > best.loglik - _WORTH:
-            fits.append(_refine(readings, activity, begin, counter))
-    fits.sort(key=lambda f: -f.loglik)
+    shape_found = False
+    if not counter:
+        seen = _lowpass_map(readings, activity, edges[::2])
+        yield
+        limit = min(limit, _limit(seen))
+        others = yield from _refined_peaks(readings, activity, seen, limit, "lowpass")
+        ahead = others[0].loglik - fits[0].loglik if others else -np.inf
+        shape_found = bool(abs(ahead) > _SURE)
+        if ahead > (_SURE if configured.shape == "boxcar" else -_SURE):
+            fits = others
     best = fits[0]
     rivals = [
         f.kernel
@@ -106,13 +134,7 @@ def identify(
             f"the load is periodic: lags of {said} explain the readings equally well",
             rivals=rivals,
         )
-    shape_found = False
-    if not counter:
-        other = _refine(readings, activity, _lowpass_like(best.kernel), counter)
-        shape_found = bool(abs(other.loglik - best.loglik) > _SURE)
-        if other.loglik > best.loglik + (_SURE if configured.shape == "boxcar" else -_SURE):
-            best = other
-    lag_sd, width_sd = _uncertainty(readings, activity, best, counter)
+    lag_sd, width_sd = yield from _uncertainty(readings, activity, best, counter)
     gain = best.loglik - _loglik(readings, activity, configured, best.variances)[0]
     return Identification(
         kernel=best.kernel,
@@ -167,14 +189,19 @@ def _running_integrals(activity: Activity, at: Float) -> Float:
     return out
 
 
-def _score(rest: Float, n: int, total: float) -> Float:
-    """Log-likelihood of least squares with the given residual sums of squares."""
-    score: Float = -0.5 * n * np.log(np.maximum(rest, 1e-12 * total))
-    return score
+@dataclass(slots=True)
+class _Map:
+    """Residual sums of squares `rest` (j, k) of `rows` differences for kernels of `lag` and `width` (j, k) s,
+    neighbours in both; infinite where there is no such kernel."""
+
+    lag: Float
+    width: Float
+    rest: Float
+    rows: int
 
 
-def _boxcar_map(readings: Clean, activity: Activity, edges: Float) -> tuple[Float, Float, Float]:
-    """(lag, width, log-likelihood) of every pair of edges."""
+def _boxcar_map(readings: Clean, activity: Activity, edges: Float) -> _Map:
+    """Every pair of edges."""
     n, count, s = len(readings.time), len(edges), activity.stages
     at = (readings.time[:, None] - edges).ravel()
     columns = _running_integrals(activity, at).reshape(s, n, count)
@@ -187,11 +214,13 @@ def _boxcar_map(readings: Clean, activity: Activity, edges: Float) -> tuple[Floa
     own = np.einsum("kkst->kst", gram)
     normal = own[i] + own[j] - gram[i, j] - gram[j, i]
     normal = normal / width[:, None, None] ** 2
-    rhs = (right[i] - right[j]) / width[:, None]
-    return edges[i], width, _score(_rest(normal, rhs, float(y @ y), n), n - 1, float(y @ y))
+    rest = np.full((count, count), np.inf)
+    rest[i, j] = _rest(normal, (right[i] - right[j]) / width[:, None], y)
+    last, first = np.meshgrid(edges, edges)
+    return _Map(first, last - first, rest, n - 1)
 
 
-def _counter_map(readings: Clean, activity: Activity, edges: Float) -> tuple[Float, Float, Float]:
+def _counter_map(readings: Clean, activity: Activity, edges: Float) -> _Map:
     n, count, s = len(readings.time), len(edges), activity.stages
     at = (readings.time[:, None] - edges).ravel()
     columns = np.diff(_running_integrals(activity, at).reshape(s, n, count), axis=1)
@@ -199,35 +228,71 @@ def _counter_map(readings: Clean, activity: Activity, edges: Float) -> tuple[Flo
     usable = np.flatnonzero(~readings.fresh[1:])
     mean = (columns / gap[:, None])[:, usable]
     y = np.diff((np.diff(readings.value) / gap)[usable])
-    moved = np.diff(mean, axis=1)
-    normal = np.einsum("snk,tnk->kst", moved, moved)
-    rest = _rest(normal, np.einsum("snk,n->ks", moved, y), float(y @ y), len(y))
-    return edges, np.zeros(count), _score(rest, len(y), float(y @ y))
+    rest = _rest(*_normal_equations(np.diff(mean, axis=1), y), y)
+    return _Map(edges[None], np.zeros((1, count)), rest[None], len(y))
 
 
-def _rest(normal: Float, right: Float, total: float, n: int) -> Float:
-    """Residual sums of squares of many least squares problems (k, s, s), (k, s) of n rows; activity
+def _lowpass_map(readings: Clean, activity: Activity, lags: Float) -> _Map:
+    """These lags with each of `_TAUS`; the activity is filtered on a grid of `_STEP`."""
+    begin = readings.time[0] - lags[-1] - 5 * _TAUS[-1]
+    grid = np.arange(begin, readings.time[-1] - lags[0] + 2 * _STEP, _STEP)
+    mean = np.diff(_running_integrals(activity, grid), axis=1).T / _STEP  # (g, stages) up to each grid[1:]
+    place = (readings.time[:, None] - lags - grid[1]) / _STEP
+    before = np.floor(place).astype(np.int64)
+    part = (place - before)[:, :, None]
+    y = np.diff(readings.value)
+    rest = []
+    for tau in _TAUS:
+        rho = np.exp(-_STEP / tau)
+        filtered = _decaying_sums(mean * (1.0 - rho), rho)
+        columns = (1.0 - part) * filtered[before] + part * filtered[before + 1]
+        rest.append(_rest(*_normal_equations(np.diff(columns.transpose(2, 0, 1), axis=1), y), y))
+    lag, width = np.meshgrid(lags, _TAUS)
+    return _Map(lag, width, np.stack(rest), len(y))
+
+
+def _decaying_sums(values: Float, rho: float) -> Float:
+    """s_k = v_k + ρ s_{k−1} of each column (n, k): a triangular system of two diagonals."""
+    ab = np.ones((2, len(values)))
+    ab[1] = -rho
+    return np.asarray(dtbtrs(ab, values, uplo="L")[0], float)
+
+
+def _normal_equations(moved: Float, y: Float) -> tuple[Float, Float]:
+    """(k, s, s) and (k, s) of k least squares problems of y (n,) on s columns: `moved` (s, n, k)."""
+    return np.einsum("snk,tnk->kst", moved, moved, optimize=True), np.einsum("snk,n->ks", moved, y)
+
+
+def _rest(normal: Float, right: Float, y: Float) -> Float:
+    """Residual sums of squares of many least squares problems (k, s, s), (k, s) of y (n,); activity
     that changes by less than 1e-5 of a window from row to row counts as constant."""
-    s = normal.shape[-1]
-    ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(s) / s + 1e-10 * n * np.eye(s)
-    solved = np.linalg.solve(normal + ridge, right[:, :, None])[:, :, 0]
-    rest: Float = total - np.einsum("ks,ks->k", solved, right)
-    return rest
+    s, total = normal.shape[-1], float(y @ y)
+    ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(s) / s
+    solved = np.linalg.solve(normal + ridge + 1e-10 * len(y) * np.eye(s), right[:, :, None])[:, :, 0]
+    return np.maximum(total - np.einsum("ks,ks->k", solved, right), 1e-12 * total)
 
 
-def _peaks(lag: Float, width: Float, score: Float) -> list[int]:
-    """The best point, and the best ones whose middle lies elsewhere."""
-    order = np.argsort(-score)[:20000]
-    middle = lag + width / 2
-    chosen: list[int] = []
-    for p in order:
-        if all(
-            abs(middle[p] - middle[c]) > 4 * _STEP or abs(width[p] - width[c]) > 8 * _STEP for c in chosen
-        ):
-            chosen.append(int(p))
-        if len(chosen) == _RIVALS:
-            break
-    return chosen
+def _limit(seen: _Map) -> float:
+    """The sum of squares above which no point may be a peak as high as the map's highest: both lie between
+    points of the grid, which makes their sums larger, as it does of the points beside the best one."""
+    at = np.unravel_index(np.argmin(seen.rest), seen.rest.shape)
+    beside = _around(seen.rest)[:, at[0], at[1]]
+    return _BLURRED * float(np.median(beside[np.isfinite(beside)]))
+
+
+def _peaks(seen: _Map, limit: float) -> list[tuple[float, float]]:
+    """(lag, width) of the points that are better than those around them and below the limit, best first."""
+    peak = np.isfinite(seen.rest) & (seen.rest <= np.minimum(_around(seen.rest).min(axis=0), limit))
+    order = np.argsort(seen.rest[peak], kind="stable")[:_RIVALS]
+    return list(zip(seen.lag[peak][order].tolist(), seen.width[peak][order].tolist(), strict=True))
+
+
+def _around(grid: Float) -> Float:
+    """(8, j, k): the neighbours of each point, infinite past the grid's edges."""
+    padded = np.pad(grid, 1, constant_values=np.inf)
+    j, k = grid.shape
+    shifts = [(a, b) for a in range(3) for b in range(3) if (a, b) != (1, 1)]
+    return np.stack([padded[a : a + j, b : b + k] for a, b in shifts])
 
 
 # -- refinement -----------------------------------------------------------------------------------
@@ -274,22 +339,43 @@ def _kernel(like: Kernel, at: Float, counter: bool) -> Kernel:
     return Kernel(like.shape, float(at[0]), 0.0 if counter else float(at[1]))
 
 
-def _refine(readings: Clean, activity: Activity, begin: Kernel, counter: bool) -> _Refined:
-    """The likelihood's peak near `begin`, by Nelder and Mead's simplex; variances are those of the kernel
-    that was the best before."""
-    kernel, variances = begin, _loglik(readings, activity, begin, None)[1]
-    for _ in range(_ROUNDS):
-        if variances is None:
-            break
-        kernel = _peak(readings, activity, kernel, variances, counter)
-        value, variances = _loglik(readings, activity, kernel, variances)
-    if variances is None:
-        return _Refined(begin, -np.inf, Variances(np.zeros(0), 0.0, 0.0, 0.0))
-    return _Refined(kernel, value, variances)
+def _refined_peaks(
+    readings: Clean, activity: Activity, seen: _Map, limit: float, shape: Shape
+) -> Generator[None, None, list[_Refined]]:
+    """The likelihood's peaks near those of the map, the highest first; those that may be it are refined
+    twice."""
+    counter = readings.kind == "energy"
+    once: list[_Refined] = []
+    for lag, width in _peaks(seen, limit):
+        begin = Kernel(shape, lag, width)
+        value, variances = _loglik(readings, activity, begin, None)
+        if variances is not None:
+            once.append(_refine(readings, activity, _Refined(begin, value, variances), counter))
+        yield
+    fits: list[_Refined] = []
+    once.sort(key=lambda f: -f.loglik)
+    for f in once:
+        if f.loglik > once[0].loglik - 3 * _SURE and not any(_same(f.kernel, g.kernel) for g in fits):
+            fits.append(_refine(readings, activity, f, counter))
+            yield
+    return sorted(fits, key=lambda f: -f.loglik)
+
+
+def _same(a: Kernel, b: Kernel) -> bool:
+    """Whether two refined kernels are one peak."""
+    return max(abs(a.lag_s - b.lag_s), abs(a.width_s - b.width_s)) < _STEP / 2
+
+
+def _refine(readings: Clean, activity: Activity, begin: _Refined, counter: bool) -> _Refined:
+    """The likelihood's peak near `begin` with its variances, then with the variances found there."""
+    kernel = _peak(readings, activity, begin.kernel, begin.variances, counter)
+    value, variances = _loglik(readings, activity, kernel, begin.variances)
+    return _Refined(kernel, value, variances) if value > begin.loglik and variances else begin
 
 
 def _peak(readings: Clean, activity: Activity, begin: Kernel, variances: Variances, counter: bool) -> Kernel:
-    """The kernel near `begin` that makes the readings most likely, the variances being given."""
+    """The kernel near `begin` that makes the readings most likely, the variances being given, by Nelder and
+    Mead's simplex."""
     from scipy.optimize import minimize  # takes 0.3 s, which most runs need not wait for
 
     def unlikely(at: Float) -> float:
@@ -307,13 +393,9 @@ def _peak(readings: Clean, activity: Activity, begin: Kernel, variances: Varianc
     return _kernel(begin, found.x, counter)
 
 
-def _lowpass_like(kernel: Kernel) -> Kernel:
-    """The low-pass of the same mean delay and spread."""
-    tau = max(kernel.width_s / np.sqrt(12.0), 2 * _STEP)
-    return Kernel("lowpass", kernel.lag_s + kernel.width_s / 2 - tau, tau)
-
-
-def _uncertainty(readings: Clean, activity: Activity, best: _Refined, counter: bool) -> tuple[float, float]:
+def _uncertainty(
+    readings: Clean, activity: Activity, best: _Refined, counter: bool
+) -> Generator[None, None, tuple[float, float]]:
     """Standard deviations of lag and width: of the likelihood taken as a density around its peak.
 
     Its curvature would be too sharp, as the likelihood is rough on a scale below the uncertainty. A
@@ -321,7 +403,7 @@ def _uncertainty(readings: Clean, activity: Activity, best: _Refined, counter: b
     shows where a finer one is to lie.
     """
     k = 1 if counter else 2
-    delay = 0.0 if counter else 0.5 if best.kernel.shape == "boxcar" else 1.0  # mean delay in widths
+    delay = 0.0 if counter else _DELAY[best.kernel.shape]
     peak = np.array([best.kernel.lag_s + delay * best.kernel.width_s, best.kernel.width_s][:k])
 
     def kernel_of(at: Float) -> Kernel:
@@ -342,27 +424,52 @@ def _uncertainty(readings: Clean, activity: Activity, best: _Refined, counter: b
         while 2 * highest - loglik(peak + step * unit) - loglik(peak - step * unit) < 2.0 and step < 0.05:
             step *= 2
         axes[a, a] = step
+        yield
     spread = axes @ axes.T
     for points in (5, 7):
-        values, vectors = np.linalg.eigh(spread)
-        axes = vectors * np.sqrt(values)
+        axes = _axes(spread)
         grid = np.stack(np.meshgrid(*[np.linspace(-3.0, 3.0, points)] * k), axis=-1).reshape(-1, k)
         off = grid @ axes.T
-        logs = np.array([loglik(peak + x) for x in off])
+        logs = np.empty(len(off))
+        for n, x in enumerate(off):
+            logs[n] = loglik(peak + x)
+            if n % _AT_ONCE == 0:
+                yield
         weight = np.exp(logs - logs.max())
         spread = (off * weight[:, None]).T @ off / weight.sum() + 0.02 * spread  # never a single point
+    spread = _freed(
+        spread, best.loglik, lambda x: _loglik(readings, activity, kernel_of(peak + x), best.variances)[0]
+    )
+    yield
     spread = _pulled(spread, peak, each)
     lag = np.array([1.0, -delay][:k])
     width_sd = float(np.sqrt(spread[1, 1])) if k == 2 else float("nan")
     return float(np.sqrt(lag @ spread @ lag)), width_sd
 
 
+def _axes(spread: Float) -> Float:
+    """The principal axes (k, k) of a covariance, each one sd long, as columns."""
+    values, vectors = np.linalg.eigh(spread)
+    axes: Float = vectors * np.sqrt(values)
+    return axes
+
+
+def _freed(spread: Float, highest: float, loglik: Callable[[Float], float]) -> Float:
+    """The covariance `spread` (k, k), wider along the axes on which the likelihood with variances found anew,
+    `highest` at the peak, falls by less than a normal distribution's: by 2 at 2 sd."""
+    axes = _axes(spread)
+    for axis in axes.T:
+        fall = highest - np.mean([loglik(2 * axis), loglik(-2 * axis)])
+        axis *= np.sqrt(2.0 / np.clip(fall, 2.0 / _FREE**2, 2.0))
+    wider: Float = axes @ axes.T
+    return wider
+
+
 def _pulled(spread: Float, peak: Float, each: Callable[[Float], Float]) -> Float:
     """The covariance `spread` (k, k), wider where readings pull to both sides of the peak harder than the
     model expects (White, Econometrica 50, 1982): times that are off change some of them much. `each` is
     what each difference adds to the log-likelihood."""
-    values, vectors = np.linalg.eigh(spread)
-    axes = vectors * np.sqrt(values)
+    axes = _axes(spread)
     pull = np.stack([each(peak + axis) - each(peak - axis) for axis in axes.T]) / 2  # per sd
     values, vectors = np.linalg.eigh(pull @ pull.T)
     wider: Float = axes @ (vectors * np.maximum(values, 1.0)) @ vectors.T @ axes.T

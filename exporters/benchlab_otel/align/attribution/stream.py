@@ -22,6 +22,7 @@ from benchlab_otel.align.attribution.attribute import (
     PipelineEnergy,
     Settings,
     attribute_and_fit,
+    looking_for_kernel,
     nothing,
     pipeline_energies,
 )
@@ -30,7 +31,7 @@ from benchlab_otel.align.attribution.condition import Posterior, condition
 from benchlab_otel.align.attribution.conserve import is_covered, shares_of
 from benchlab_otel.align.attribution.design import Design
 from benchlab_otel.align.attribution.fit import Fit
-from benchlab_otel.align.attribution.identify import Identification
+from benchlab_otel.align.attribution.identify import Identification, Search
 from benchlab_otel.align.attribution.misfit import Misfit
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped
 from benchlab_otel.align.attribution.tails import SHOCK_ROUNDS, with_shocks
@@ -40,12 +41,14 @@ from benchlab_otel.model import Bool, Frames, Int, Readings
 
 _S = 1_000_000_000
 _LEAST_ROWS = 4
+_PARTS_AT_FIRST = 3  # of the first search at a time, as frames wait for it
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`history_s` and `most_rows` bound what a fit sees and what is kept; `refit_s` s lie between fits,
-    `search_s` s between searches for lag and width. The first fit is made after `warmup_s`.
+    `search_s` s between searches for lag and width, each a part at a time. The first fit is made after
+    `warmup_s`.
 
     `look_ahead` rows past a frame, and `before` rows ahead of it, are what it is conditioned on. Frames
     wait at most `patience_s`, then go without figures; what ended more than `late_s` before the newest
@@ -78,6 +81,7 @@ class State:
     names: list[tuple[str, str]] = field(default_factory=list)
     summary: Attribution | None = None
     identification: Identification | None = None
+    search: Search | None = None  # one that has begun
     fitted_ns: int = 0
     searched_ns: int = 0
     started_ns: int = 0
@@ -117,8 +121,11 @@ def advance(
         _take_frames(state, f)
     now, horizon = _horizon(state, complete_ns)
     usable = _readings_until(state, horizon)
-    if usable is not None and _fit_is_due(state, usable):
-        _refit(state, usable)
+    if usable is not None:
+        if state.settings.find_kernel:
+            _look_for_kernel(state, usable)
+        if _fit_is_due(state, usable):
+            _refit(state, usable)
     due = [_due(state, p, usable, now) for p in range(len(state.frames))]
     ready = Ready([], [], state.readings, state.summary)
     if any(d.any() for d in due):
@@ -236,32 +243,49 @@ def _forget(state: State, now: int) -> None:
 # -- fitting and conditioning -----------------------------------------------------------------------
 
 
+def _seen_s(readings: Readings) -> float:
+    """Seconds from the first to the last reading."""
+    return (int(readings.time[-1]) - int(readings.time[0])) / _S
+
+
+def _look_for_kernel(state: State, readings: Readings) -> None:
+    """Goes on with looking for the meter's lag and window, or begins to where it is due: after the warm-up,
+    and again after as long as until then, as what little data found may change."""
+    newest = int(readings.time[-1])
+    if state.search is None:
+        wait = min(state.limits.search_s * _S, state.searched_ns - state.started_ns)
+        if _seen_s(readings) < state.limits.warmup_s or newest - state.searched_ns < wait:
+            return
+        state.search = looking_for_kernel(state.frames, readings, state.settings)
+        state.searched_ns = newest
+    parts = 1 if state.identification is not None else _PARTS_AT_FIRST
+    try:
+        for _ in range(parts):
+            next(state.search)
+    except StopIteration as end:
+        state.search, state.fitted_ns = None, 0
+        if end.value.found or state.identification is None:  # what was found once stays
+            state.identification = end.value
+
+
 def _fit_is_due(state: State, readings: Readings) -> bool:
     """Every `refit_s`; earlier while there is little yet, and when a new stage has shown up."""
-    first, newest = int(readings.time[0]), int(readings.time[-1])
-    seen = (newest - first) / _S
-    if seen < state.limits.warmup_s:
+    seen = _seen_s(readings)
+    unknown = state.settings.find_kernel and state.identification is None
+    if seen < state.limits.warmup_s or unknown:
         return False
     new_stage = state.fit is not None and state.names != names_of(state.frames)
-    return newest - state.fitted_ns >= min(state.limits.refit_s, 0.3 * seen) * _S or new_stage
+    since = int(readings.time[-1]) - state.fitted_ns
+    return since >= min(state.limits.refit_s, 0.3 * seen) * _S or new_stage
 
 
 def _refit(state: State, readings: Readings) -> None:
     """Fits all that is remembered; the old fit stays where there is too little."""
-    newest = int(readings.time[-1])
-    settings = state.settings
-    if settings.find_kernel:
-        wait = min(state.limits.search_s * _S, state.searched_ns - state.started_ns)
-        search = newest - state.searched_ns >= wait  # what little data found is soon looked at again
-        settings = replace(settings, find_kernel=search, kernel=settings.kernel if search else state.kernel)
-    state.summary, block = attribute_and_fit(state.frames, readings, settings)
-    state.fitted_ns = newest
+    found = state.identification if state.settings.find_kernel else None
+    state.summary, block = attribute_and_fit(state.frames, readings, state.settings, found)
+    state.fitted_ns = int(readings.time[-1])
     if block is None:
         return
-    if settings.find_kernel:
-        state.searched_ns = newest
-        state.identification = state.summary.identification
-    state.summary.identification = state.identification
     state.kernel = state.summary.kernel
     state.fit = replace(block.fit, solved=None, priors=None)
     state.resolution, state.widened = block.resolution, block.check.widened

@@ -12,6 +12,8 @@ from benchlab_otel.align.attribution.counters import Clean
 from benchlab_otel.align.attribution.overlap import Sparse, Weight, only_columns, used_columns
 from benchlab_otel.model import Float, Int
 
+Shape = Literal["boxcar", "lowpass"]
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -21,7 +23,7 @@ class Kernel:
     A counter has no width of its own: it averages from one reading to the next.
     """
 
-    shape: Literal["boxcar", "lowpass"] = "boxcar"
+    shape: Shape = "boxcar"
     lag_s: float = 0.0
     width_s: float = 0.0
 
