@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +20,32 @@ Lazy = Callable[[], Array]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name only when it is whole."""
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        with draft.open("wb") as out:
+    """A file that takes its name only when it is whole.
+
+    What a link points at is replaced, not the link. A device or pipe (`/dev/null`) is written to: a file in
+    its place would take it from everyone. Raises OSError, with the file's name, where it can't be written.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        with path.open("wb") as out:  # a folder is refused here
             yield out
-        draft.replace(path)
+        return
+    draft = target.with_name(f".{target.name}.part")
+    out = _opened(draft, path)
+    try:
+        with out:
+            yield out
+        draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _opened(draft: Path, path: Path) -> IO[bytes]:
+    try:
+        return draft.open("wb")
+    except OSError as error:
+        error.filename = str(path)  # nobody knows the draft
+        raise
 
 
 def dump_json(out: IO[bytes], node: Any) -> None:
