@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -135,11 +135,19 @@ def _captures(
     pipeline: str | None,
     prefix: str,
 ) -> Iterator[str]:
+    """Writes a capture for each pipeline; one that can't be written keeps no other from it."""
     runs = [run for session in sessions for run in load_energies(session)]
     suffix, write = CAPTURES[to]
+    problems = []
     for path, group in _targets(_by_pipeline(runs, pipeline), out, suffix, prefix):
-        write(path, group, chosen)
-        yield f"{path}  {shown(group)}"
+        try:
+            write(path, group, chosen)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            yield f"{path}  {shown(group)}"
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def _by_pipeline(runs: Sequence[Run], only: str | None) -> dict[str, list[Run]]:
@@ -170,8 +178,27 @@ def _targets(
     if out.suffix and not out.is_dir():
         raise UserError(f"--out {out}: expected a name that ends with {ending}, or a folder")
     out.mkdir(parents=True, exist_ok=True)
-    unsafe = re.compile(r"[^\w.-]")
-    return [(out / f"{prefix}{unsafe.sub('_', name)}{suffix}", runs) for name, runs in groups.items()]
+    names = _file_names(groups)
+    return [
+        (out / f"{prefix}{name}{suffix}", runs) for name, runs in zip(names, groups.values(), strict=True)
+    ]
+
+
+def _file_names(pipelines: Iterable[str]) -> list[str]:
+    """A name for the file of each pipeline: below the folder, not hidden, no two alike on any file system,
+    and short enough for all of them with a session's id before it."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for pipeline in pipelines:
+        plain = re.sub(r"[^\w.-]", "_", pipeline).lstrip(".") or "_"
+        stem = plain.encode()[:_LONGEST_NAME].decode(errors="ignore")
+        further = (f"{stem}-{number}" for number in count(2))
+        names.append(next(name for name in chain([stem], further) if name.casefold() not in taken))
+        taken.add(names[-1].casefold())
+    return names
+
+
+_LONGEST_NAME = 120  # bytes of 255
 
 
 # -- whole sessions ---------------------------------------------------------------------------
@@ -197,7 +224,7 @@ def _tables(
     folder = out or Path(f"{name_of(sessions[0])}.{to}")
     with reading(sessions) as (faults, advance):
         rows = write(folder, table_blocks(sessions, faults, advance, pipeline))
-    return f"{folder}  " + ", ".join(f"{count:,} {table}" for table, count in rows.items())
+    return f"{folder}  " + ", ".join(f"{n:,} {table}" for table, n in rows.items())
 
 
 def _perfetto(sessions: Sequence[Session], out: Path | None, pipeline: str | None) -> str:
@@ -214,7 +241,7 @@ def _otlp_json(sessions: Sequence[Session], out: Path | None, pipeline: str | No
     folder = out or Path(f"{name_of(sessions[0])}.otlp-json")
     with reading(sessions) as (faults, advance):
         counts = write_otlp_json(folder, sessions[0], faults, advance)
-    return f"{folder}  " + ", ".join(f"{count:,} requests of {name}" for name, count in counts.items())
+    return f"{folder}  " + ", ".join(f"{n:,} requests of {name}" for name, n in counts.items())
 
 
 WHOLE: dict[Format, Callable[[Sequence[Session], Path | None, str | None], str]] = {
