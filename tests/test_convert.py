@@ -84,6 +84,11 @@ def test_a_pipeline_that_makes_no_capture_keeps_no_other_from_it(tmp_path: Path)
     assert (tmp_path / "out" / "cam0.json").is_file()
 
 
+def test_a_trace_goes_into_a_folder_too(data: Path, tmp_path: Path) -> None:
+    run("convert", "s1", "--to", "perfetto", "--out", tmp_path, data_dir=data)
+    assert (tmp_path / "s1.pftrace").is_file()
+
+
 def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path) -> None:
     def refused(*arguments: str | Path) -> str:
         return run("convert", "s1", *arguments, data_dir=data, code=2).stderr

@@ -228,7 +228,9 @@ def _tables(
 
 
 def _perfetto(sessions: Sequence[Session], out: Path | None, pipeline: str | None) -> str:
-    path = out or Path(f"{name_of(sessions[0])}.pftrace")
+    path = Path(f"{name_of(sessions[0])}.pftrace")
+    if out is not None:
+        path = out / path if out.is_dir() else out
     with reading(sessions) as (faults, advance):
         parts = chain.from_iterable(stream(session, faults, advance, pipeline) for session in sessions)
         slices = write_perfetto(path, parts)
