@@ -288,7 +288,7 @@ def import_(
 
     \b
     Example:
-      benchlab-otel sessions import monday.tar && benchlab-otel report latest
+      benchlab-otel sessions import monday.tar && benchlab-otel report 20261001T12
     """
     settings = options.settings(config)
     for path in files:

@@ -27,8 +27,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        with path.open("wb") as out:  # a folder is refused here
-            yield out
+        with path.open("wb") as there:  # a folder is refused here
+            yield there
         return
     draft = target.with_name(f".{target.name}.part")
     out = _opened(draft, path)
