@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from benchlab_otel import __version__
-from benchlab_otel.cli.errors import Failure, UserError
+from benchlab_otel.cli.errors import Failure, UserError, plain
 
 COMMANDS = {  # name: (module, help in one line)
     "run": ("run", "Sources, hub, aligner, archive and /metrics in one process."),
@@ -110,7 +110,7 @@ def _global_options(
 
 
 def _end(message: str, code: int) -> None:
-    print(f"benchlab-otel: {message}", file=sys.stderr)
+    print(f"benchlab-otel: {plain(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError, needing
 from benchlab_otel.cli.finding import find
 from benchlab_otel.cli.loading import load
+from benchlab_otel.cli.terminal import console
 from benchlab_otel.config import Settings
 from benchlab_otel.export.compare import Comparison, Missing, compare, missing
 from benchlab_otel.export.compare_text import markdown, render
@@ -110,4 +110,4 @@ def _show(
     elif as_markdown:
         print(markdown(comparisons, judged, left_out), end="")
     else:
-        Console(highlight=False).print(render(comparisons, judged, left_out))
+        console().print(render(comparisons, judged, left_out))
