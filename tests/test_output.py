@@ -60,3 +60,12 @@ def test_errors_name_the_file_that_was_asked_for(name: str, problem: str, tmp_pa
     with pytest.raises(OSError, match=problem) as raised, replacing(tmp_path / name):
         pass
     assert raised.value.filename == str(tmp_path / name)
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """Writing says no name by itself, and what has none is taken for a bug."""
+    (tmp_path / "full.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised, replacing(tmp_path / "full.json") as out:
+        out.write(bytes(1 << 20))
+    assert raised.value.filename == str(tmp_path / "full.json")

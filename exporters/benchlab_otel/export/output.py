@@ -26,25 +26,29 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     its place would take it from everyone. Raises OSError, with the file's name, where it can't be written.
     """
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        with path.open("wb") as there:  # a folder is refused here
-            yield there
-        return
     draft = target.with_name(f".{target.name}.part")
-    out = _opened(draft, path)
-    try:
-        with out:
-            yield out
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    with _naming(path, draft):
+        if target.exists() and not target.is_file():
+            with path.open("wb") as there:  # a folder is refused here
+                yield there
+            return
+        out = draft.open("wb")
+        try:
+            with out:
+                yield out
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
-def _opened(draft: Path, path: Path) -> IO[bytes]:
+@contextmanager
+def _naming(path: Path, draft: Path) -> Iterator[None]:
+    """Gives errors the file's name: a full disk's have none, others the draft's, which nobody knows."""
     try:
-        return draft.open("wb")
+        yield
     except OSError as error:
-        error.filename = str(path)  # nobody knows the draft
+        if error.filename is None or str(error.filename) == str(draft):
+            error.filename = str(path)
         raise
 
 
