@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from errno import EDQUOT, ENOSPC
 from importlib import import_module
 from types import TracebackType
 from typing import Annotated
@@ -53,9 +54,10 @@ def main() -> None:
     except (UserError, Failure) as error:
         _end(str(error), error.exit_code)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (ENOSPC, EDQUOT):
             raise
-        _end(f"{error.filename}: {error.strerror or error}", Failure.exit_code)
+        where = "" if error.filename is None else f"{error.filename}: "  # writing has no name by itself
+        _end(f"{where}{error.strerror or error}", Failure.exit_code)
 
 
 def _app(chosen: str | None) -> typer.Typer:
