@@ -312,5 +312,6 @@ def test_names_from_files_are_text_to_the_terminal(tmp_path: Path) -> None:
         told = run(*command.split(), data_dir=tmp_path).stdout
         assert expected in told
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", told)
-    refused = run("convert", "s1", "--to", "csv", "--pipeline", "x", data_dir=tmp_path, code=2).stderr
+    wrong = ("--pipeline", "x", "--out", tmp_path / "out")
+    refused = run("convert", "s1", "--to", "csv", *wrong, data_dir=tmp_path, code=2).stderr
     assert "there is cam␛[2J" in refused
