@@ -361,6 +361,15 @@ def test_without_a_meter_frames_have_no_energy() -> None:
     assert all(not a.energy and encode_energy(a, {}) == b"" for a in aligned)
 
 
+@pytest.mark.parametrize("watts", [1e300, -1e20, float("inf"), float("nan")])
+def test_what_no_meter_reads_is_no_reading(watts: float) -> None:
+    """One garbled value spoils no other frame's figure."""
+    times = list(range(0, 5000, 50))
+    garbled = [sample_of(1225, watts)]
+    (joules,) = energies(in_time(*FRAMES, *steady(times), *garbled)).values()
+    assert np.array(joules) == pytest.approx(10.0)
+
+
 def test_a_gap_in_the_readings_is_no_figure() -> None:
     times = [t for t in range(0, 5000, 50) if not 900 < t < 2050]
     (joules,) = energies(in_time(*FRAMES, *steady(times))).values()

@@ -34,6 +34,7 @@ from benchlab_otel.archive.session import (
     SessionWriter,
     create,
     open_session,
+    session_ids,
 )
 from benchlab_otel.hub.hub import Hub
 from benchlab_otel.hub.metrics import MetricStore
@@ -418,6 +419,21 @@ def test_sessions_are_found_by_name_prefix_and_latest(tmp_path: Path) -> None:
         found("../20261001T1-a")
     with pytest.raises(FileExistsError):
         create(tmp_path, BASE, [], "20261001T1-a")
+
+
+def test_the_latest_is_the_newest_whatever_it_is_called(tmp_path: Path) -> None:
+    """A name that sorts last, as an import's may, doesn't stand in the way of all that come after it."""
+    for name in ("zelda", "20261001T120000Z-0001", "doom"):
+        writer = create(tmp_path, BASE, [], name)
+        writer.manifest.created = f"2026-10-0{len(session_ids(tmp_path))}T12:00:00.000+00:00"
+        writer.close()
+    assert session_ids(tmp_path) == ["zelda", "20261001T120000Z-0001", "doom"]
+    assert open_session("latest", tmp_path).path.name == "doom"
+    with pytest.raises(SessionNotFound, match="newest: zelda, 20261001T120000Z-0001, doom"):
+        open_session("quake", tmp_path)
+    for manifest in ("{", '{"created": "soon"}', '{"created": 1}', "\0"):
+        (tmp_path / "sessions" / "doom" / "manifest.json").write_text(manifest)
+        assert open_session("latest", tmp_path).path.name == "20261001T120000Z-0001"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', '{"id": "a"}', "\0\xff"])

@@ -142,7 +142,7 @@ def test_stages_pairs_and_power_are_sensors(tmp_path: Path) -> None:
     assert sensors["infer"]["Values"] == pytest.approx(infer, abs=1e-7)  # the dropped frame has none
     first = (frames.stage_end[frames.stage == 1] - np.delete(frames.begin, 10)) / 1e9
     assert sensors["ingress:infer"]["Values"] == pytest.approx(first, abs=1e-7)
-    assert np.array(sensors["GPU Power"]["Values"]) == pytest.approx(200)
+    assert np.array(sensors["gpu power in flight"]["Values"]) == pytest.approx(200)
     joules = np.delete(run.energy[0].energy, 10)
     assert np.array(sensors["gpu energy per frame"]["Values"]) * 3.6 == pytest.approx(joules, abs=1e-6)
     data = session["Runs"][0]["CaptureData"]
@@ -157,8 +157,8 @@ def test_a_sensor_without_values_is_left_out_and_said_so(tmp_path: Path) -> None
     session = written(tmp_path, run)
     names = [s["Name"] for s in session["Runs"][0]["SensorData2"].values()]
     assert "infer" in names
-    assert "GPU Power" not in names
-    assert "left out, for want of values: GPU Power" in session["Info"]["Comment"]
+    assert "gpu power in flight" not in names
+    assert "left out, for want of values: gpu power in flight" in session["Info"]["Comment"]
 
 
 def test_a_partly_covered_sensor_keeps_the_frames_that_have_it(tmp_path: Path) -> None:
@@ -195,11 +195,43 @@ def test_a_counter_becomes_power_by_its_slope(tmp_path: Path) -> None:
 
 
 def test_only_one_sensor_is_the_cpu(tmp_path: Path) -> None:
-    run = make_run(60)
-    run.energy += [make_energy(run.frames, d) for d in ("cpu", "package-0", "system")]
-    sensors = written(tmp_path, run)["Runs"][0]["SensorData2"].values()
-    names = [s["Name"] for s in sensors if s["Type"] == "Power"]
-    assert names == ["GPU Power", "CPU Package", "package-0 power", "system power"]
+    def names(*domains: str) -> list[str]:
+        run = make_run(60)
+        run.energy, run.readings = [], [make_readings(d, 2 * 10**9) for d in domains]
+        sensors = written(tmp_path, run)["Runs"][0]["SensorData2"].values()
+        return [s["Name"] for s in sensors if s["Type"] == "Power"]
+
+    assert names("gpu", "cpu", "package-0", "system") == ["CPU Package", "GPU Power"]
+    assert names("package-0", "core") == ["CPU Package"]
+    assert names("package-0", "package-1", "gpu", "gpu") == []
+
+
+def test_the_power_that_capframex_averages_is_the_meters_and_not_that_of_frames_in_flight(
+    tmp_path: Path,
+) -> None:
+    """Frames in flight for 11 ms of 16.7 draw 200 W then; the meter reads 60 W, then 90 W, on average."""
+    run = make_run(100)
+    (gpu,) = run.readings
+    half = START + 800 * MS
+    gpu.value = np.where(gpu.time < half, 60.0, 90.0)
+    capture = written(tmp_path, run)["Runs"][0]
+    sensors = {s["Name"]: np.array(s["Values"]) for s in capture["SensorData2"].values()}
+    power, time = sensors["GPU Power"], START + 1e9 * sensors["MeasureTime"]
+    assert power[time < half - 60 * MS] == pytest.approx(60)
+    assert power[time > half + 60 * MS] == pytest.approx(90)
+    assert power.mean() == pytest.approx(np.nanmean(capture["PmdGpuPower"]), abs=1)
+    assert sensors["gpu power in flight"] == pytest.approx(200)
+
+
+def test_frames_that_the_meter_did_not_see_have_no_power_of_it(tmp_path: Path) -> None:
+    run = make_run(100)
+    run.energy, (gpu,) = [], run.readings
+    seen = (gpu.time < START + 400 * MS) | (gpu.time > START + 900 * MS)
+    gpu.time, gpu.value = gpu.time[seen], gpu.value[seen]
+    sensors = {s["Name"]: s for s in written(tmp_path, run)["Runs"][0]["SensorData2"].values()}
+    times = np.array(sensors["MeasureTime"]["Values"]) + (run.frames.end[0] - START) / 1e9
+    assert len(times) > 60
+    assert not ((times > 0.46) & (times < 0.84)).any()
 
 
 def test_runs_go_on_in_time_and_hashes_differ(tmp_path: Path) -> None:
@@ -349,8 +381,9 @@ def test_the_report_shows_what_capframex_will(tmp_path: Path) -> None:
     f = run.frames
     f.end = START + np.concatenate([[0], np.cumsum(times)]) * MS
     f.begin = f.end - 5 * MS
-    run.energy = [make_energy(f, "gpu")]
-    run.energy[0].energy = 120 * (f.end - f.begin) / 1e9
+    run.energy = [make_energy(f, "gpu")]  # 200 W in flight
+    run.readings = [make_readings("gpu", 2 * 10**9)]
+    run.readings[0].value = np.full(len(run.readings[0]), 120.0)
     report = make_capframex_report(run)
     assert report is not None
     shown = {" ".join(line.split()[:-1]): line.split()[-1] for line in text_of(report).splitlines()[3:]}

@@ -288,3 +288,30 @@ def test_a_foreign_file_without_frames_is_reported_so(tmp_path: Path) -> None:
 def test_what_an_exporter_could_not_deliver_is_said() -> None:
     done = run("export", "host", "--otlp", "http://127.0.0.1:9", "--for", "1", code=1)
     assert re.search(r"lost: \d+ spans and points \(no receiver took them before the end\)", done.stderr)
+
+
+def test_names_from_files_are_text_to_the_terminal(tmp_path: Path) -> None:
+    """Brackets are no markup, which failed or vanished, and escapes of somebody's archive steer nothing."""
+    writer = create(tmp_path, anchor(), ["run", "photos[/2026] [red]x"], "s1")
+    made = make_run(60)
+    made.frames.pipeline, made.frames.stage_names = "cam\x1b[2J", ["a[/y]", "b[red]", "\x1b]0;title\x07"]
+    made.readings[0].meter = "m[/z]\x9b31m"
+    for body in requests(made):
+        writer.traces(body)
+    writer.close()
+    run("note", "--session", "s1", "\x1b[31m[/n]", data_dir=tmp_path)
+    shown = {
+        "sessions list": "run 'photos[/2026] [red]x'",
+        "sessions show": "␛[31m[/n]",
+        "report": "a[/y]",
+        "report --explain 5": "b[red]",
+        "report --capframex": "cam␛[2J: 59 frame times",
+        "compare s1 s1": "latency.b[red].mean",
+    }
+    for command, expected in shown.items():
+        told = run(*command.split(), data_dir=tmp_path).stdout
+        assert expected in told
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", told)
+    wrong = ("--pipeline", "x", "--out", tmp_path / "out")
+    refused = run("convert", "s1", "--to", "csv", *wrong, data_dir=tmp_path, code=2).stderr
+    assert "there is cam␛[2J" in refused

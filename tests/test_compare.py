@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console, RenderableType
 from scipy.signal import lfilter
 
+from benchlab_otel.archive.session import create
 from benchlab_otel.export import compare_plot
 from benchlab_otel.export.bootstrap import block_length, mean, quantiles
-from benchlab_otel.export.compare import Change, Comparison, Figure, NotComparable, change, compare
-from benchlab_otel.export.compare_text import markdown, together
+from benchlab_otel.export.compare import (
+    Change,
+    Comparison,
+    Figure,
+    Missing,
+    NotComparable,
+    change,
+    compare,
+    missing,
+)
+from benchlab_otel.export.compare_text import markdown, render, together
 from benchlab_otel.export.gate import GateError, judge, parse
 from benchlab_otel.export.recording import Recording, attributed
 from benchlab_otel.model import Run
 from benchlab_otel.simulate.power import measure
-from frames_of import make_run
+from benchlab_otel.timebase import anchor
+from frames_of import make_run, requests
 from sessions_of import METER, recorded, recording_of, truth_of
 from test_cli import run
 
@@ -166,21 +179,47 @@ def test_frames_without_stages_have_the_frames_figures_alone() -> None:
     assert all(c.uncertainty for c in energies)
 
 
-def test_pipelines_are_matched_by_name_unless_there_is_one_each() -> None:
-    def named(*names: str) -> Recording:
-        runs: list[Run] = []
-        for name in names:
-            (made,) = slow(len(runs)).runs
-            made.frames.pipeline = name
-            runs.append(made)
-        return Recording(runs, [])
+def named(*names: str) -> Recording:
+    """A run of each pipeline, each of a service of its own."""
+    runs: list[Run] = []
+    for name in names:
+        (made,) = slow(len(runs)).runs
+        made.frames.pipeline, made.frames.service = name, f"host{len(runs)}"
+        runs.append(made)
+    return Recording(runs, [])
 
+
+def test_pipelines_are_matched_by_name_unless_there_is_one_each() -> None:
     assert [c.pipeline for c in compare([("a", named("x")), ("b", named("y"))])] == ["y"]
     assert [c.pipeline for c in compare([("a", named("x", "y")), ("b", named("y", "z"))])] == ["y"]
     with pytest.raises(NotComparable, match="a has x, y, b has z"):
         compare([("a", named("x", "y")), ("b", named("z"))])
     with pytest.raises(NotComparable, match="'z' in both"):
         compare([("a", named("x")), ("b", named("x"))], pipeline="z")
+
+
+def test_pipelines_of_one_name_are_told_apart_by_their_service() -> None:
+    """Two processes' pipelines may be called alike; each has its own comparison."""
+    found = compare([("a", named("x", "x", "y")), ("b", named("x", "x", "y"))])
+    assert [c.pipeline for c in found] == ["x of host0", "x of host1", "y"]
+    assert [c.frames_after for c in found] == [len(r.frames) for r in named("x", "x", "y").runs]
+    only = compare([("a", named("x", "x", "y")), ("b", named("x", "x", "y"))], pipeline="x")
+    assert [c.pipeline for c in only] == ["x of host0", "x of host1"]
+
+
+def test_pipelines_that_one_of_them_lacks_are_named() -> None:
+    sessions = [("a", named("x", "y")), ("b", named("y", "z"))]
+    assert missing(sessions) == [Missing("x", "a", "b"), Missing("z", "b", "a")]
+    assert missing(sessions, "y") == []
+    assert missing([("a", named("x")), ("b", named("z"))]) == []  # one each: they are compared
+    for text in (markdown([], (), missing(sessions)), shown_of(render([], (), missing(sessions)))):
+        assert "x: in a and not in b, so nothing of it is compared" in text
+
+
+def shown_of(rendered: RenderableType) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(rendered)
+    return console.export_text()
 
 
 # -- limits -----------------------------------------------------------------------------------
@@ -251,6 +290,27 @@ def test_the_command(tmp_path: Path) -> None:
     text = run("compare", "before", "after", "before", "--markdown", data_dir=tmp_path).stdout
     assert text.count("| figure | before | after | change |") == 2
     assert "| **energy.system.infer, " in text
+
+
+def test_a_pipeline_that_is_gone_passes_no_gate(tmp_path: Path) -> None:
+    """A camera that no longer starts has no latency to exceed a limit."""
+    for name, pipelines in (("before", ("cam0", "cam1")), ("after", ("cam0",))):
+        writer = create(tmp_path, anchor(), ["test"], name)
+        for pipeline in pipelines:
+            made = make_run(300)
+            made.frames.pipeline = pipeline
+            made.frames.trace[:, 1] += np.uint64(len(pipeline) * ord(pipeline[-1]) << 40)
+            writer.traces(requests(made)[0])
+        writer.close()
+    gate = ("--fail-if", "latency.frame > +5%")
+    done = run("compare", "before", "after", *gate, data_dir=tmp_path, code=1)
+    assert "cam1: in before and not in after, so nothing of it is compared" in done.stdout
+    assert "passed" in done.stdout
+    run("compare", "before", "after", data_dir=tmp_path)
+    run("compare", "before", "after", *gate, "--pipeline", "cam0", data_dir=tmp_path)
+    run("compare", "after", "before", *gate, data_dir=tmp_path)  # a new one has nothing to be compared with
+    plain = json.loads(run("compare", "before", "after", "--json", data_dir=tmp_path).stdout)
+    assert plain["missing"] == [{"pipeline": "cam1", "present": "before", "absent": "after"}]
 
 
 def test_the_command_refuses_in_words(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -49,6 +50,43 @@ def test_captures_of_each_pipeline(data: Path, tmp_path: Path) -> None:
     made = sorted((tmp_path / "p").iterdir())
     assert [path.name for path in made] == ["cam0.presentmon.csv", "cam_1_x.presentmon.csv"]
     assert all(presentmon_problems(path) == [] for path in made)
+
+
+def session_of(data_dir: Path, name: str, pipelines: dict[str, int]) -> None:
+    """A session with so many frames of each pipeline."""
+    writer = create(data_dir, anchor(), ["test"], name)
+    for seed, (pipeline, frames) in enumerate(pipelines.items(), 1):
+        made = make_run(frames, seed=seed)
+        made.frames.pipeline = pipeline
+        writer.traces(requests(made)[0])
+    writer.close()
+
+
+def test_every_pipeline_gets_a_file_of_its_own(tmp_path: Path) -> None:
+    """Whatever their names are: none takes another's place, none leaves the folder or is too long for it."""
+    names = {"cam/0": 50, "cam_0": 60, "CAM_0": 70, "../../up": 80, "ü" * 300: 90, "..": 100}
+    session_of(tmp_path / "data", "s1", names)
+    out = tmp_path / "out"
+    run("convert", "s1", "--to", "capframex-json", "--out", out, data_dir=tmp_path / "data")
+    made = {path: json.loads(path.read_bytes()) for path in out.iterdir()}
+    lengths = {d["Info"]["GameName"]: len(d["Runs"][0]["CaptureData"]["Dropped"]) + 1 for d in made.values()}
+    assert lengths == names
+    assert len({path.name.casefold() for path in made}) == len(names)
+    assert not any(path.name.startswith(".") for path in made)
+
+
+def test_a_pipeline_that_makes_no_capture_keeps_no_other_from_it(tmp_path: Path) -> None:
+    session_of(tmp_path / "data", "s1", {"once": 1, "cam0": 50})
+    out = ("--out", tmp_path / "out")
+    done = run("convert", "s1", "--to", "capframex-json", *out, data_dir=tmp_path / "data", code=2)
+    assert "cam0.json  49 frame times" in done.stdout
+    assert "pipeline 'once' has 1 frame(s) here" in done.stderr
+    assert (tmp_path / "out" / "cam0.json").is_file()
+
+
+def test_a_trace_goes_into_a_folder_too(data: Path, tmp_path: Path) -> None:
+    run("convert", "s1", "--to", "perfetto", "--out", tmp_path, data_dir=data)
+    assert (tmp_path / "s1.pftrace").is_file()
 
 
 def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from benchlab_otel.model import Run
 from benchlab_otel.otlp.encode import SpanBatch, encode_request
 from benchlab_otel.simulate.power import measure, requests
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE
+from conftest import need
 from foreign import METRICS, SYSTEM, V1, mangohud, v1
 from imported import START_NS
 from sessions_of import METER, truth_of
@@ -138,6 +139,28 @@ def test_what_can_not_be_used_makes_no_session(place: Place, arguments: list[str
     assert problem.count("\n") == 1
     assert place.sessions() == []
     assert not list(place.folder.rglob(".import-*"))
+
+
+def test_a_full_disk_is_said_and_leaves_no_session(place: Place) -> None:
+    """A real file system of 64 KiB; writing to it fails without a name."""
+    need("unshare")
+    unshare = ["unshare", *([] if os.geteuid() == 0 else ["-r"]), "-m"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespace may be made here")
+    place.write("p.csv", V1, *(v1(1 + i / 100 + i % 7 / 999) for i in range(5000)))
+    state = place.folder / "state"
+    state.mkdir()
+    program = Path(sys.executable).with_name("benchlab-otel")
+    script = f"mount -t tmpfs -o size=64k none {state} && {program} import p.csv; echo $?; ls -A {state}/*/*"
+    environment = {**os.environ, "XDG_STATE_HOME": str(state), "XDG_CONFIG_HOME": str(state)}
+    done = subprocess.run(
+        [*unshare, "sh", "-c", script], capture_output=True, text=True, cwd=place.folder, env=environment
+    )
+    if "permission denied" in done.stderr.lower():
+        pytest.skip("no file system may be mounted here")
+    assert "benchlab-otel: No space left on device\n" in done.stderr
+    assert "unexpected" not in done.stderr
+    assert done.stdout == "1\n"
 
 
 # -- into a session -------------------------------------------------------------------------------

@@ -65,6 +65,13 @@ def test_mangohud_readings_are_where_a_value_changes(tmp_path: Path) -> None:
     }  # cpu_power is 0: none
 
 
+def test_a_reading_of_mangohud_beyond_reason_is_absent_and_said_so(tmp_path: Path) -> None:
+    rows = [mangohud(8 * i, 8, watts) for i, watts in enumerate((65.0, 1e300, 70.0), 1)]
+    back = imported(tmp_path / "a.csv", METRICS, *rows)
+    assert readings(back, "mangohud", "gpu").value.tolist() == [65, 70]
+    assert "1 could not be read: line 3: expected gpu_power up to 1e+09, found '1e+300'" in back.notes()
+
+
 def test_mangohud_that_logged_only_some_frames_says_so(tmp_path: Path) -> None:
     rows = [mangohud(100 * i, 8) for i in range(1, 9)]
     assert "log_interval" in imported(tmp_path / "a.csv", *SYSTEM, METRICS, *rows).notes()

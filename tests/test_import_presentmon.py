@@ -96,6 +96,20 @@ def test_lines_that_can_not_be_are_counted_and_located(tmp_path: Path) -> None:
     assert "5 could not be read" in notes  # line 4 twice: its value, and the frame that lacks it
 
 
+@pytest.mark.parametrize("value", ["1e400", "-inf", "1e300", "9" * 500])
+def test_a_value_beyond_reason_is_absent_and_said_so(value: str, tmp_path: Path) -> None:
+    """The frame stays, without what it says of the display."""
+    back = import_file(
+        write(tmp_path / "a.csv", V1, v1(1.0), v1(1.01, rest=f"10,2,6,{value}"), v1(1.02)), start=START
+    )
+    assert sorted(durations_ms(back.frames)) == [16.0, 30.0, 30.0]  # in order of their ends
+    told = f"1 could not be read: line 3: expected untildisplayed up to 3.6e+06, found '{value[:40]}'"
+    assert told in back.notes()
+    late = v2(32.0, latency=value)
+    back = import_file(write(tmp_path / "b.csv", V2, v2(16.0), late, v2(48.0)), start=START)
+    assert "1 could not be read: line 3: expected displaylatency up to" in back.notes()
+
+
 def test_quotes_do_not_swallow_lines(tmp_path: Path) -> None:
     names = ['"a, b.exe"', '"a, b.exe"', '"open', '"a, b.exe"']
     lines = [v1(1 + i / 100, app=name) for i, name in enumerate(names)]

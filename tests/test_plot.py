@@ -14,6 +14,8 @@ import zstandard
 from PIL import Image
 
 from benchlab_otel.archive.records import frame
+from benchlab_otel.export import compare_plot
+from benchlab_otel.export.compare import Change, Comparison
 from benchlab_otel.export.plot import NothingToDraw, Stretch, _edges, _level, stretch, write
 from benchlab_otel.export.recording import Recording, attributed
 from benchlab_otel.model import Run
@@ -134,6 +136,17 @@ def test_svg_says_what_it_shows_and_is_the_same_each_time(recording: Recording, 
     )
     assert "Energy while" in " ".join(shown)
     assert {"conditioned ± 95 %"} <= set(shown)
+
+
+def test_names_are_no_formulas(truth: Truth, tmp_path: Path) -> None:
+    """Two dollars in a name would begin one, and what is between them seldom is one."""
+    frames = replace(truth.frames, pipeline=r"cam$\frac$", stage_names=["$HOME/a$b", r"$\bad{", "c"])
+    series = measure(truth, METERS[0], np.random.default_rng(5))
+    write(tmp_path / "a.svg", stretch(attributed([Run(frames, [series])]), "system", 5.0, 5.5))
+    assert {"$HOME/a$b", r"$\bad{"} <= set(svg_text(tmp_path / "a.svg"))
+    moved = Change("latency.$a$.mean", "s", 1.0, 2.0, 1.0, 0.1, 1.0, 0.1)
+    compare_plot.write(tmp_path / "b.svg", [Comparison(r"cam$\frac$", "a", "b", 9, 9, [moved])])
+    assert (tmp_path / "b.svg").is_file()
 
 
 def test_real_data_are_not_called_simulated(tmp_path: Path) -> None:

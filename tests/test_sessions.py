@@ -96,6 +96,16 @@ def test_the_manifest_follows_what_becomes_known_while_recording(tmp_path: Path)
         ),
         (["curl", "http://me:geheim@host/x"], ["curl", f"http://{HIDDEN}@host/x"]),
         (["curl", "-H", "Authorization: Bearer geheim"], ["curl", "-H", f"Authorization: Bearer {HIDDEN}"]),
+        (["curl", "-H", "X-Api-Key: geheim"], ["curl", "-H", f"X-Api-Key: {HIDDEN}"]),
+        (
+            ["curl", "https://host/a?user=me&access_token=geheim&n=1"],
+            ["curl", f"https://host/a?user=me&access_token={HIDDEN}&n=1"],
+        ),
+        (
+            ["sh", "-c", "cd /x; API_TOKEN='geheim' DB_PASSWORD=geheim ./app --size=3"],
+            ["sh", "-c", f"cd /x; API_TOKEN={HIDDEN} DB_PASSWORD={HIDDEN} ./app --size=3"],
+        ),
+        (["post", '{"password": "geheim", "n": 1}'], ["post", f'{{"password": {HIDDEN}, "n": 1}}']),
         (["app", "--token", "--verbose"], ["app", "--token", "--verbose"]),
         (["gst-launch-1.0", "videotestsrc", "!", "x264enc", "key-int-max=60"], None),
         (["app", "--monkey", "keyboard", "tokens.txt"], None),

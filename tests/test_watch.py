@@ -85,6 +85,18 @@ def test_what_cannot_be_converted_is_told_once(tmp_path: Path) -> None:
     assert run("watch", *JSON, "--out", out, "--once", data_dir=data).stdout == ""
 
 
+def test_a_session_whose_names_are_too_long_for_a_file_holds_up_no_later_one(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    writer, made = create(data, anchor(), ["test"], "a"), make_run(60, seed=9)
+    made.frames.pipeline = "x" * 300
+    writer.traces(requests(made)[0])
+    writer.close()
+    start(data, "b").close()
+    said = run("watch", *JSON, "--out", out, "--once", data_dir=data).stdout
+    assert said.count(".json  59 frame times") == 2
+    assert "b_cam0.json" in captures(out)
+
+
 def test_each_format_is_done_by_itself(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     start(data, "s1").close()

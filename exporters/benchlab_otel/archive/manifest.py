@@ -79,12 +79,23 @@ _SECRET = re.compile(
     r"(?:^|_)(?:pass(?:word|wd|phrase)?|secrets?|tokens?|credentials?|(?:api|access|private|client)_?key|auth(?:orization)?|headers?)(?:_|$)"
 )
 _IN_TEXT = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=bearer )\S+|(?<=basic )\S+", re.IGNORECASE)
+_NAMED = re.compile(
+    r"""([A-Za-z0-9_][\w.-]*)(["']?(?:=|: *))(?!(?:bearer|basic) )("[^"]*"|'[^']*'|[^\s&;'"]+)""",
+    re.IGNORECASE,
+)
 _ASSIGNMENT = re.compile(r"(-{0,2}[A-Za-z0-9_][\w.-]*)=(.+)", re.DOTALL)
 
 
 def is_secret(name: str) -> bool:
     """Whether a setting, option or variable of this name holds a secret."""
     return bool(_SECRET.search(re.sub(r"[^a-z0-9]+", "_", name.lower())))
+
+
+def text_without_secrets(text: str) -> str:
+    """A text with users in URLs and what secret names in it stand for (queries, headers, a shell's
+    variables) hidden."""
+    hidden = _IN_TEXT.sub(HIDDEN, text)
+    return _NAMED.sub(lambda m: f"{m[1]}{m[2]}{HIDDEN if is_secret(m[1]) else m[3]}", hidden)
 
 
 def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
@@ -97,7 +108,7 @@ def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
         elif (match := _ASSIGNMENT.fullmatch(argument)) and is_secret(match[1]):
             shown.append(f"{match[1]}={HIDDEN}")
         else:
-            shown.append(_IN_TEXT.sub(HIDDEN, argument))
+            shown.append(text_without_secrets(argument))
         hide_next = argument.startswith("-") and "=" not in argument and is_secret(argument)
     return shown
 
@@ -111,5 +122,5 @@ def _shown(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_shown(item) for item in value]
     if isinstance(value, Path | str):
-        return _IN_TEXT.sub(HIDDEN, str(value))
+        return text_without_secrets(str(value))
     return value

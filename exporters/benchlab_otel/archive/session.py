@@ -31,6 +31,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
+
 from benchlab_otel.archive.manifest import (
     MANIFEST,
     Manifest,
@@ -333,9 +335,26 @@ def _standard_input() -> Path:
 
 
 def session_ids(data_dir: Path) -> list[str]:
-    """The ids of all sessions, oldest first."""
+    """The ids of all sessions, oldest first, whatever they are called."""
     folder = data_dir / "sessions"
-    return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file()) if folder.is_dir() else []
+    found = [p for p in folder.iterdir() if (p / MANIFEST).is_file()] if folder.is_dir() else []
+    return [path.name for path in sorted(found, key=lambda path: (_began(path), path.name))]
+
+
+class _Created(msgspec.Struct):
+    """What of a manifest tells a session's age: all that is read of each session to find the newest."""
+
+    created: str
+
+
+def _began(session: Path) -> datetime:
+    """When a session was created; at the beginning of time where its manifest can't be read."""
+    try:
+        manifest = msgspec.json.decode((session / MANIFEST).read_bytes(), type=_Created)
+        created = datetime.fromisoformat(manifest.created)
+    except (msgspec.MsgspecError, ValueError, RecursionError, OSError):  # or it was removed meanwhile
+        return datetime.min.replace(tzinfo=UTC)
+    return created if created.tzinfo else created.replace(tzinfo=UTC)
 
 
 def _at(path: Path) -> Session:

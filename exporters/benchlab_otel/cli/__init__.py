@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from errno import EDQUOT, ENOSPC
 from importlib import import_module
 from types import TracebackType
 from typing import Annotated
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from benchlab_otel import __version__
-from benchlab_otel.cli.errors import Failure, UserError
+from benchlab_otel.cli.errors import Failure, UserError, plain
 
 COMMANDS = {  # name: (module, help in one line)
     "run": ("run", "Sources, hub, aligner, archive and /metrics in one process."),
@@ -53,9 +54,10 @@ def main() -> None:
     except (UserError, Failure) as error:
         _end(str(error), error.exit_code)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (ENOSPC, EDQUOT):
             raise
-        _end(f"{error.filename}: {error.strerror or error}", Failure.exit_code)
+        where = "" if error.filename is None else f"{error.filename}: "  # writing has no name by itself
+        _end(f"{where}{error.strerror or error}", Failure.exit_code)
 
 
 def _app(chosen: str | None) -> typer.Typer:
@@ -110,7 +112,7 @@ def _global_options(
 
 
 def _end(message: str, code: int) -> None:
-    print(f"benchlab-otel: {message}", file=sys.stderr)
+    print(f"benchlab-otel: {plain(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError, needing
 from benchlab_otel.cli.finding import find
 from benchlab_otel.cli.loading import load
+from benchlab_otel.cli.terminal import console
 from benchlab_otel.config import Settings
-from benchlab_otel.export.compare import Comparison, compare
+from benchlab_otel.export.compare import Comparison, Missing, compare, missing
 from benchlab_otel.export.compare_text import markdown, render
 from benchlab_otel.export.gate import Judged, judge, parse
 from benchlab_otel.export.recording import Recording
@@ -48,7 +48,8 @@ def command(
     LIMIT is FIGURE > +NUMBER UNIT or FIGURE < -NUMBER UNIT with the unit %, s, ms, us, J, mJ, uJ, fps
     or pp (percentage points); FIGURE is a name of the table, and energy.frame short for
     energy.system.frame, latency.STAGE for latency.STAGE.mean. A limit fails only where the change is
-    beyond chance. Exit codes: 3 a limit is exceeded, 1 a limit can't be told.
+    beyond chance. Exit codes: 3 a limit is exceeded, 1 a limit can't be told, or not for a pipeline
+    of the first session, as another lacks it.
 
     \b
     Examples:
@@ -63,17 +64,19 @@ def command(
     write_plot = _plotter(plot)
     try:
         limits = [parse(text) for text in fail_if or ()]
-        comparisons = compare(_loaded(session, options.settings(config)), pair or (), pipeline)
+        loaded = _loaded(session, options.settings(config))
+        comparisons, left_out = compare(loaded, pair or (), pipeline), missing(loaded, pipeline)
         judged = judge(limits, comparisons)
         if write_plot and plot:
             write_plot(plot, comparisons)
     except ValueError as error:
         raise UserError(str(error)) from None
-    _show(comparisons, judged, as_json, as_markdown)
+    _show(comparisons, judged, left_out, as_json, as_markdown)
     verdicts = {one.verdict for one in judged}
     if "failed" in verdicts:
         raise typer.Exit(EXCEEDED)
-    if "can't be told" in verdicts:
+    gone = any(one.present == loaded[0][0] for one in left_out)
+    if "can't be told" in verdicts or (limits and gone):
         raise typer.Exit(UNKNOWN)
 
 
@@ -95,11 +98,16 @@ def _plotter(plot: Path | None) -> Callable[[Path, Sequence[Comparison]], None] 
 
 
 def _show(
-    comparisons: Sequence[Comparison], judged: Sequence[Judged], as_json: bool, as_markdown: bool
+    comparisons: Sequence[Comparison],
+    judged: Sequence[Judged],
+    left_out: Sequence[Missing],
+    as_json: bool,
+    as_markdown: bool,
 ) -> None:
     if as_json:
-        print(dump_json({"schema": SCHEMA, "comparisons": comparisons, "limits": judged}))
+        shown = {"schema": SCHEMA, "comparisons": comparisons, "missing": left_out, "limits": judged}
+        print(dump_json(shown))
     elif as_markdown:
-        print(markdown(comparisons, judged), end="")
+        print(markdown(comparisons, judged, left_out), end="")
     else:
-        Console(highlight=False).print(render(comparisons, judged))
+        console().print(render(comparisons, judged, left_out))

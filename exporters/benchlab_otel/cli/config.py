@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from benchlab_otel import config as configuration
 from benchlab_otel.cli import options
+from benchlab_otel.cli.terminal import console
 
 command = typer.Typer(no_args_is_help=True)
 
@@ -46,7 +46,7 @@ def show(
         table.add_column(column, overflow="fold", no_wrap=column == "Key")
     for key, v in values.items():
         table.add_row(key, _text(v.value), v.origin)
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import numpy as np
 import psutil
 import typer
-from rich.console import Console
 
 from benchlab_otel import Probe
 from benchlab_otel.archive.records import Fault
@@ -22,6 +21,7 @@ from benchlab_otel.cli.embedded import Embedded
 from benchlab_otel.cli.errors import Failure
 from benchlab_otel.cli.options import host_port, set_up_logging
 from benchlab_otel.cli.progress import progress
+from benchlab_otel.cli.terminal import console
 from benchlab_otel.config import Settings
 from benchlab_otel.export import capframex, capframex_csv
 from benchlab_otel.export.capframex_columns import Options
@@ -75,11 +75,11 @@ def command(
                 _wait(running.metrics_url)
     folder = running.archive.path
     recording = _recording(folder)
-    console = Console(highlight=False)
+    screen = console()
     for i, run in enumerate(recording.runs):
         true = {readings.domain: _known(truth, run.frames, readings.domain) for readings in run.readings}
-        console.print()
-        console.print(render(make_report(run, of_run(recording, i), truth=true)))
+        screen.print()
+        screen.print(render(make_report(run, of_run(recording, i), truth=true)))
     _write_captures(folder / "captures", recording.runs, pages)
     _say_what_next(folder)
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from benchlab_otel import sources
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
+from benchlab_otel.cli.terminal import console
 from benchlab_otel.config import Settings
 from benchlab_otel.sources.reading import SourceError
 
@@ -44,7 +44,7 @@ def command(
             table.add_row(f.source, f.device.hw_id, f"{f.rate_hz:,.0f}", f.address, _what(f))
         elif f.error:
             table.add_row(f.source, "–", "–", f.address, f"{f.error.reason}: {f.error}")
-    Console(highlight=False).print(table)
+    console().print(table)
     if any(f.error for f in findings):
         print("How to fix what can't be read: benchlab-otel doctor", file=sys.stderr)
 

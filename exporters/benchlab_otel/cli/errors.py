@@ -19,6 +19,16 @@ class Failure(Exception):
     exit_code = 1
 
 
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def plain(text: str) -> str:
+    """A text with its control characters, but for tabs and line ends, as pictures (U+2400 and up): what comes
+    from a file steers no terminal."""
+    return text.translate(_PICTURES)
+
+
 @contextmanager
 def needing(requirement: str) -> Iterator[None]:
     """Around the import of what needs an optional package: where that is absent, a UserError that says how

@@ -15,7 +15,7 @@ import typer
 
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session, SessionNotFound, open_session
-from benchlab_otel.cli.errors import UserError
+from benchlab_otel.cli.errors import UserError, plain
 from benchlab_otel.cli.progress import progress
 
 Reference = Annotated[
@@ -60,4 +60,4 @@ def _paths(session: Session) -> list[Path]:
 
 
 def _tell(line: str) -> None:
-    print(f"benchlab-otel: {line}", file=sys.stderr)
+    print(f"benchlab-otel: {plain(line)}", file=sys.stderr)

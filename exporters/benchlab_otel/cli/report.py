@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from benchlab_otel.align.marks import UnknownMark
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.cli.finding import Reference, find
 from benchlab_otel.cli.loading import load, load_energies
+from benchlab_otel.cli.terminal import console
 from benchlab_otel.config import Settings
 from benchlab_otel.export import capframex_report, explain
 from benchlab_otel.export.capframex_report import make_capframex_report
@@ -64,9 +64,9 @@ def show_capframex(session: str, settings: Settings, as_json: bool) -> None:
     if as_json:
         print(dump_json({"schema": SCHEMA, "capframex": reports}))
         return
-    console = Console(highlight=False)
+    screen = console()
     for n, report in enumerate(reports):
-        console.print(*[""] * bool(n), capframex_report.render(report), sep="\n")
+        screen.print(*[""] * bool(n), capframex_report.render(report), sep="\n")
 
 
 def show(session: str, settings: Settings, pairs: Sequence[str] = (), as_json: bool = False) -> None:
@@ -81,15 +81,15 @@ def show(session: str, settings: Settings, pairs: Sequence[str] = (), as_json: b
     if as_json:
         print(to_json(reports, name, [str(fault) for fault in faults]))
         return
-    console = Console(highlight=False)
-    console.print(f"Session {name}", markup=False)
+    screen = console()
+    screen.print(f"Session {name}")
     if not reports:
-        console.print("No frame in it: no root span has the attribute pipeline.name.", markup=False)
+        screen.print("No frame in it: no root span has the attribute pipeline.name.")
         if found.manifest is None:
-            console.print("Captures and logs of other programs: benchlab-otel import FILE", markup=False)
+            screen.print("Captures and logs of other programs: benchlab-otel import FILE")
     for report in reports:
-        console.print()
-        console.print(render(report))
+        screen.print()
+        screen.print(render(report))
 
 
 def show_frame(session: str, settings: Settings, name: str, as_json: bool) -> None:
@@ -102,6 +102,6 @@ def show_frame(session: str, settings: Settings, name: str, as_json: bool) -> No
     if as_json:
         print(dump_json({"schema": SCHEMA, "frames": found}))
         return
-    console = Console(highlight=False)
+    screen = console()
     for n, frame in enumerate(found):
-        console.print(*[""] * bool(n), explain.render(frame), sep="\n")
+        screen.print(*[""] * bool(n), explain.render(frame), sep="\n")

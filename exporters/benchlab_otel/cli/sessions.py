@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from benchlab_otel.archive import bundle, retention
@@ -25,6 +24,7 @@ from benchlab_otel.archive.session import Session, is_running, session_ids
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import Failure, UserError
 from benchlab_otel.cli.finding import Reference, find
+from benchlab_otel.cli.terminal import console
 from benchlab_otel.config import Settings
 from benchlab_otel.export.output import replacing
 
@@ -59,11 +59,11 @@ def list_(as_json: AsJson = False, config: options.ConfigFile = None) -> None:
         table.add_column(column, overflow="fold", no_wrap=column != "What", justify=_side(column))
     for row in rows:
         table.add_row(row["id"], _local(row["created"]), _length(row), _size(row["bytes"]), _what(row))
-    console = Console(highlight=False)
-    console.print(table)
+    screen = console()
+    screen.print(table)
     total = sum(row["bytes"] for row in rows)
     free = shutil.disk_usage(data_dir).free if data_dir.is_dir() else 0
-    console.print(f"{len(rows)} sessions, {_size(total)} in {data_dir}; {_size(free)} free", markup=False)
+    screen.print(f"{len(rows)} sessions, {_size(total)} in {data_dir}; {_size(free)} free")
 
 
 def _side(column: str) -> Any:
@@ -189,13 +189,13 @@ def _count_spans(session: Session, faults: list[Fault]) -> dict[str, int]:
 
 
 def _print_details(shown: dict[str, Any], notes: list[Note]) -> None:
-    console = Console(highlight=False)
+    screen = console()
     table = Table("key", Column("value", overflow="fold"), box=None, pad_edge=False, show_header=False)
     for key, value in shown.items():
         if key in ("settings", "marks", "devices") or value in (None, [], {}, ""):
             continue
         table.add_row(key, shlex.join(value) if key == "command" else _text(value))
-    console.print(table)
+    screen.print(table)
     for title, lines in (
         (
             "Devices",
@@ -205,7 +205,7 @@ def _print_details(shown: dict[str, Any], notes: list[Note]) -> None:
         ("Notes", [f"{_since(shown.get('created'), note)}  {note.text}" for note in notes]),
     ):
         if lines:
-            console.print(f"\n{title}", *(f"  {line}" for line in lines), sep="\n", markup=False)
+            screen.print(f"\n{title}", *(f"  {line}" for line in lines), sep="\n")
 
 
 def _text(value: Any) -> str:
@@ -288,7 +288,7 @@ def import_(
 
     \b
     Example:
-      benchlab-otel sessions import monday.tar && benchlab-otel report latest
+      benchlab-otel sessions import monday.tar && benchlab-otel report 20261001T12
     """
     settings = options.settings(config)
     for path in files:

@@ -12,6 +12,7 @@ What a pipeline becomes, a row for each frame after the first (whose end is seco
 | Dropped | frames that did not complete |
 | TimeSpan sensors (s) | the frame, each stage and each pair: side by side in the Sensor tab |
 | Power (W), Energy (mWh) sensors | each domain while the frame was in flight |
+| CPU Package, GPU Power (W) | the meter's mean since the frame before: CapFrameX's FPS/10 W is by these |
 | Pmd*Power | the meter's own readings on a grid of SampleTime, NaN where it was silent for longer |
 
 Energies are the conditioned ones where there are any (`align.attribution`), else the interpolated. Stages'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from benchlab_otel.align.marks import frame_moments, latency, stage_time
 from benchlab_otel.export.capframex_columns import Options
 from benchlab_otel.export.output import Array
-from benchlab_otel.model import Bool, Float, FrameEnergy, Readings, Run
+from benchlab_otel.model import Bool, Float, FrameEnergy, Frames, Readings, Run
 
 JOULES_PER_MWH = 3.6
 
@@ -41,11 +41,14 @@ def sensors_of(run: Run, options: Options) -> list[Sensor]:
     domains = [e.domain for e in best]
     for energy in best:
         label = energy.domain if domains.count(energy.domain) == 1 else f"{energy.domain} of {energy.meter}"
-        sensors += _energy_sensors(energy, label, _power_name(energy, domains), duration)
+        sensors += _energy_sensors(energy, label, duration)
+    for name, readings in _known_powers(run.readings):
+        values = partial(_mean_power, frames, readings)
+        sensors.append(Sensor(f"/{readings.meter}/power/{readings.domain}", name, "Power", values))
     return sensors
 
 
-def _energy_sensors(energy: FrameEnergy, label: str, power: str | None, duration: Float) -> list[Sensor]:
+def _energy_sensors(energy: FrameEnergy, label: str, duration: Float) -> list[Sensor]:
     """A domain's mean power while the frame was in flight, and its energy."""
     known = np.isfinite(energy.energy) & (duration > 0)
 
@@ -57,7 +60,7 @@ def _energy_sensors(energy: FrameEnergy, label: str, power: str | None, duration
 
     key = f"/{energy.meter}/{{}}/{energy.domain}"
     return [
-        Sensor(key.format("power"), power or f"{label} power", "Power", watts),
+        Sensor(key.format("power in flight"), f"{label} power in flight", "Power", watts),
         Sensor(key.format("energy"), f"{label} energy per frame", "Energy", milliwatt_hours),
     ]
 
@@ -71,15 +74,36 @@ def _best(energies: Sequence[FrameEnergy]) -> list[FrameEnergy]:
     return list(by_domain.values())
 
 
-def _power_name(energy: FrameEnergy, domains: Sequence[str]) -> str | None:
-    """The name by which CapFrameX knows the power of the GPU and of the CPU.
+def _known_powers(readings: Sequence[Readings]) -> Iterator[tuple[str, Readings]]:
+    """The readings of the CPU and of the GPU, by the names under which CapFrameX averages them and divides
+    frame rates by them; not where there are several, since it takes every sensor of the name."""
+    domains = [r.domain for r in readings]
+    packages = {domain for domain in domains if domain.startswith("package-")}
+    cpu = "cpu" if "cpu" in domains else "".join(packages) if len(packages) == 1 else None
+    for name, domain in (("CPU Package", cpu), ("GPU Power", "gpu")):
+        found = [r for r in readings if r.domain == domain and len(r) > 2]
+        if len(found) == 1:
+            yield name, found[0]
 
-    None where it would be wrong or not the only one: CapFrameX takes every sensor of the name.
+
+def _mean_power(frames: Frames, readings: Readings) -> tuple[Float, Bool]:
+    """What the meter read from the frame before to this one, in flight or not: (watts (n,), where known).
+
+    A mean and not the reading of a moment: at its end a frame draws more than between frames.
     """
-    names = {"gpu": "GPU Power", "cpu": "CPU Package"}
-    if "cpu" not in domains and "package-1" not in domains:
-        names["package-0"] = "CPU Package"
-    return names.get(energy.domain) if domains.count(energy.domain) == 1 else None
+    moments = frame_moments(frames)
+    order = np.argsort(moments, kind="stable")
+    since = frames.begin.copy()  # of the first frame
+    since[order[1:]] = moments[order[:-1]]
+    origin = int(moments[order[0]])
+    seconds, watts = _power(readings, origin)
+    begin, end = (since - origin) / 1e9, (moments - origin) / 1e9
+    energy = np.append(0.0, np.cumsum(np.diff(seconds) * (watts[1:] + watts[:-1]) / 2))
+    period = float(np.median(np.diff(seconds)))
+    known = (end > begin) & (begin >= seconds[0]) & (end <= seconds[-1])
+    known &= (_distance(begin, seconds) <= period) & (_distance(end, seconds) <= period)
+    gained = np.interp(end, seconds, energy) - np.interp(begin, seconds, energy)
+    return np.divide(gained, end - begin, out=np.zeros(len(known)), where=known), known
 
 
 def sensor_rows(sensors: Sequence[Sensor], completed: Bool) -> tuple[Array, list[Sensor]]:
@@ -150,8 +174,12 @@ def _power(readings: Readings, origin: int) -> tuple[Float, Float]:
 
 
 def _on_grid(grid: Float, seconds: Float, watts: Float) -> Float:
-    period = float(np.median(np.diff(seconds)))
-    right = np.clip(np.searchsorted(seconds, grid), 0, len(seconds) - 1)
+    near = _distance(grid, seconds) <= float(np.median(np.diff(seconds)))
+    return np.where(near, np.round(np.interp(grid, seconds, watts), 4), np.nan)
+
+
+def _distance(at: Float, seconds: Float) -> Float:
+    """How far it is from each time to the nearest reading."""
+    right = np.clip(np.searchsorted(seconds, at), 0, len(seconds) - 1)
     left = np.maximum(right - 1, 0)
-    nearest = np.minimum(np.abs(seconds[left] - grid), np.abs(seconds[right] - grid))
-    return np.where(nearest <= period, np.round(np.interp(grid, seconds, watts), 4), np.nan)
+    return np.minimum(np.abs(seconds[left] - at), np.abs(seconds[right] - at))

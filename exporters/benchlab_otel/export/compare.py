@@ -73,6 +73,15 @@ class Comparison:
     simulated: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A pipeline that one session has and the other has not, so that nothing of it was compared."""
+
+    pipeline: str
+    present: str
+    absent: str
+
+
 class NotComparable(ValueError):
     """The sessions have no pipeline in common; the message says what they have."""
 
@@ -88,34 +97,68 @@ def compare(
     (first, baseline), *others = sessions
     out = []
     for name, recording in others:
-        for i, j in _matched((first, baseline), (name, recording), pipeline):
-            out.append(_comparison(first, baseline, i, name, recording, j, pairs))
+        for label, i, j in _matched((first, baseline), (name, recording), pipeline):
+            out.append(_comparison(label, first, baseline, i, name, recording, j, pairs))
     return _holm(out)
+
+
+def missing(sessions: Sequence[tuple[str, Recording]], pipeline: str | None = None) -> list[Missing]:
+    """The pipelines that `compare` of the same leaves out."""
+    (first, baseline), *others = sessions
+    out = []
+    for name, recording in others:
+        before, after = _runs(baseline, pipeline), _runs(recording, pipeline)
+        if not _one_each(before, after, pipeline):
+            out += [Missing(p, first, name) for p in before if p not in after]
+            out += [Missing(p, name, first) for p in after if p not in before]
+    return out
 
 
 def _matched(
     before: tuple[str, Recording], after: tuple[str, Recording], only: str | None
-) -> list[tuple[int, int]]:
-    """Which runs of two sessions belong together."""
-    names = [[run.frames.pipeline for run in recording.runs] for _, recording in (before, after)]
-    if only is None and len(names[0]) == len(names[1]) == 1:
-        return [(0, 0)]
-    common = [n for n in dict.fromkeys(names[0]) if n in names[1] and only in (None, n)]
+) -> list[tuple[str, int, int]]:
+    """What to call and which are the runs of two sessions that belong together."""
+    old, new = _runs(before[1], only), _runs(after[1], only)
+    if _one_each(old, new, only):
+        return [(name, 0, 0) for name in new]
+    common = [name for name in old if name in new]
     if not common:
+        there = [", ".join(_runs(recording, None)) or "none" for _, recording in (before, after)]
         raise NotComparable(
             f"no pipeline {'in common' if only is None else repr(only) + ' in both'}: {before[0]} has"
-            f" {', '.join(names[0]) or 'none'}, {after[0]} has {', '.join(names[1]) or 'none'}"
+            f" {there[0]}, {after[0]} has {there[1]}"
         )
-    return [(names[0].index(n), names[1].index(n)) for n in common]
+    return [(name, old[name], new[name]) for name in common]
+
+
+def _one_each(before: dict[str, int], after: dict[str, int], only: str | None) -> bool:
+    return only is None and len(before) == len(after) == 1
+
+
+def _runs(recording: Recording, only: str | None) -> dict[str, int]:
+    """The runs by their pipeline's name, with the service's where several have a pipeline of the name."""
+    names = [run.frames.pipeline for run in recording.runs]
+    return {
+        name if names.count(name) == 1 else f"{name} of {recording.runs[i].frames.service}": i
+        for i, name in enumerate(names)
+        if only in (None, name)
+    }
 
 
 def _comparison(
-    first: str, baseline: Recording, i: int, name: str, recording: Recording, j: int, pairs: Sequence[str]
+    pipeline: str,
+    first: str,
+    baseline: Recording,
+    i: int,
+    name: str,
+    recording: Recording,
+    j: int,
+    pairs: Sequence[str],
 ) -> Comparison:
     old, new = baseline.runs[i], recording.runs[j]
     a, b = (figures(run, of_run(r, k), pairs) for run, r, k in ((old, baseline, i), (new, recording, j)))
     return Comparison(
-        pipeline=new.frames.pipeline,
+        pipeline=pipeline,
         before=first,
         after=name,
         frames_before=len(old.frames),

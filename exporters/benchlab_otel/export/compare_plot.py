@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,11 +24,11 @@ def write(path: Path, comparisons: Sequence[Comparison]) -> None:
     if not drawn:
         raise ValueError("no figure has a relative change to draw")
     heights = [0.22 * len(changes) + 0.9 for _, changes in drawn]
-    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
-    grid = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)
-    for axes, (comparison, changes) in zip(grid[:, 0], drawn, strict=True):
-        _draw(axes, comparison, changes)
-    with replacing(path) as out:
+    with rc_context({"text.parse_math": False}), replacing(path) as out:  # names may have dollars
+        figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+        grid = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)
+        for axes, (comparison, changes) in zip(grid[:, 0], drawn, strict=True):
+            _draw(axes, comparison, changes)
         figure.savefig(out, format=path.suffix[1:], dpi=150)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from benchlab_otel.export.compare import Change, Comparison
+from benchlab_otel.export.compare import Change, Comparison, Missing
 from benchlab_otel.export.gate import Judged
 from benchlab_otel.export.report_text import number, plus_minus, table_of, unit_of
 
@@ -18,8 +18,10 @@ FOOTNOTE = (
 )
 
 
-def render(comparisons: Sequence[Comparison], judged: Sequence[Judged] = ()) -> RenderableType:
-    """All comparisons as tables, then what the limits say."""
+def render(
+    comparisons: Sequence[Comparison], judged: Sequence[Judged] = (), missing: Sequence[Missing] = ()
+) -> RenderableType:
+    """All comparisons as tables, what was not compared, then what the limits say."""
     parts: list[RenderableType] = []
     for comparison in comparisons:
         table = table_of("", *HEADINGS)
@@ -27,6 +29,7 @@ def render(comparisons: Sequence[Comparison], judged: Sequence[Judged] = ()) -> 
             table.add_row(*row, style="bold" if changed else None)
         parts += [Text(_title(comparison), style="bold"), *_simulated(comparison), "", table, ""]
         parts += [Text(f"- {line}") for line in _notes(comparison)]
+    parts += [Text(_left_out(one), style="bold yellow") for one in missing]
     parts.append(Text(FOOTNOTE, style="dim"))
     parts += [
         Text(line, style="bold red" if one.verdict == "failed" else "") for one, line in _verdicts(judged)
@@ -34,7 +37,9 @@ def render(comparisons: Sequence[Comparison], judged: Sequence[Judged] = ()) -> 
     return Group(*parts)
 
 
-def markdown(comparisons: Sequence[Comparison], judged: Sequence[Judged] = ()) -> str:
+def markdown(
+    comparisons: Sequence[Comparison], judged: Sequence[Judged] = (), missing: Sequence[Missing] = ()
+) -> str:
     """The same as `render`, for a pull request's comment."""
     lines: list[str] = []
     for comparison in comparisons:
@@ -45,6 +50,7 @@ def markdown(comparisons: Sequence[Comparison], judged: Sequence[Judged] = ()) -
             cells = [_plain(cell) for cell in row]
             lines.append("| " + " | ".join(f"**{c}**" if changed and c else c for c in cells) + " |")
         lines += ["", *(f"- {_plain(line)}" for line in _notes(comparison)), ""]
+    lines += [f"**{_plain(_left_out(one))}**\n" for one in missing]
     lines += [FOOTNOTE, "", *(f"- {_plain(line)}" for _, line in _verdicts(judged))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -61,6 +67,10 @@ def _title(comparison: Comparison) -> str:
         f"{comparison.pipeline}: {comparison.after} ({comparison.frames_after:,} frames) against"
         f" {comparison.before} ({comparison.frames_before:,})"
     )
+
+
+def _left_out(one: Missing) -> str:
+    return f"{one.pipeline}: in {one.present} and not in {one.absent}, so nothing of it is compared"
 
 
 def _simulated(comparison: Comparison) -> list[Text]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +20,36 @@ Lazy = Callable[[], Array]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name only when it is whole."""
-    draft = path.with_name(f".{path.name}.part")
+    """A file that takes its name only when it is whole.
+
+    What a link points at is replaced, not the link. A device or pipe (`/dev/null`) is written to: a file in
+    its place would take it from everyone. Raises OSError, with the file's name, where it can't be written.
+    """
+    target = Path(os.path.realpath(path))
+    draft = target.with_name(f".{target.name}.part")
+    with _naming(path, draft):
+        if target.exists() and not target.is_file():
+            with path.open("wb") as there:  # a folder is refused here
+                yield there
+            return
+        out = draft.open("wb")
+        try:
+            with out:
+                yield out
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path, draft: Path) -> Iterator[None]:
+    """Gives errors the file's name: a full disk's have none, others the draft's, which nobody knows."""
     try:
-        with draft.open("wb") as out:
-            yield out
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(draft):
+            error.filename = str(path)
+        raise
 
 
 def dump_json(out: IO[bytes], node: Any) -> None:

@@ -239,6 +239,7 @@ def write(path: Path, data: Stretch) -> None:
     style: Any = {
         "svg.hashsalt": "benchlab-otel",  # the same data give the same file
         "svg.fonttype": "none",
+        "text.parse_math": False,  # names may have dollars
         "font.size": 9,
         "axes.edgecolor": FAINT,
         "axes.labelcolor": INK,

@@ -28,6 +28,7 @@ HINT = "a log of MangoHud, whose header begins with fps,frametime"
 _NEEDED = ("fps", "frametime", "elapsed")
 _LONGEST_MS = 3.6e6
 _LONGEST_NS = 1e17
+_HIGHEST = 1e9  # of any reading, whatever its unit
 _STARTED = re.compile(r"(.*?)_?(\d{4}-\d\d-\d\d)_(\d\d)-(\d\d)-(\d\d)$")
 _READINGS = {
     "cpu_power": f"{POWER_PREFIX}cpu",
@@ -117,7 +118,7 @@ def _readings(
     columns = [name for name in _READINGS if name in rows]
     if not columns:
         return None, None
-    values = np.stack([table.numbers(capture, rows, name) for name in columns], axis=1)
+    values = np.stack([table.believable(capture, rows, name, _HIGHEST) for name in columns], axis=1)
     for i, name in enumerate(columns):
         if name in _NEVER_ZERO:
             values[values[:, i] == 0, i] = np.nan

@@ -178,7 +178,7 @@ def _of_1x(capture: Capture, rows: Rows) -> Block | None:
     good = table.usable(capture, rows, limits)
     if not good.any():
         return None
-    other = {n: table.numbers(capture, rows, n)[good] for n in _OTHERS_1X}
+    other = {n: table.believable(capture, rows, n, _LONGEST_MS)[good] for n in _OTHERS_1X}
     return frames_of_presents(
         Presents(
             time[good],
@@ -233,9 +233,9 @@ def _of_2x(capture: Capture, rows: Rows, scale: float) -> Block | None:
     if not good.any():
         return None
     names = ("cpubusy", "cpuwait", "gpulatency", "gputime", "displaylatency")
-    busy, wait, latency, gpu, display = (table.numbers(capture, rows, n)[good] for n in names)
+    busy, wait, latency, gpu, display = (table.believable(capture, rows, n, _LONGEST_MS)[good] for n in names)
     if "gputime" not in rows:
-        gpu = table.numbers(capture, rows, "gpubusy")[good]
+        gpu = table.believable(capture, rows, "gpubusy", _LONGEST_MS)[good]
     begin = ns_of_seconds(start[good] / 1e3)
     cpu_done, gpu_start = begin + ns(_known(busy)), begin + ns(_known(latency))
     gpu_done, shown = gpu_start + ns(_known(gpu)), begin + ns(_known(display))

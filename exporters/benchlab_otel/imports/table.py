@@ -165,6 +165,16 @@ def usable(capture: Capture, rows: Rows, limits: dict[str, tuple[Float, float]])
     return good
 
 
+def believable(capture: Capture, rows: Rows, column: str, limit: float) -> Float:
+    """As `numbers`; what is beyond the limit is absent and goes to the faults: the row is good without it."""
+    values = numbers(capture, rows, column)
+    for row in np.flatnonzero(np.abs(values) > limit).tolist():
+        found = rows.cells[column][row][:40]
+        capture.faults.add(rows.line[row], f"expected {column} up to {limit:g}, found {found!r}")
+        values[row] = math.nan
+    return values
+
+
 def taken(rows: Rows, which: Bool) -> Rows:
     """The rows that are wanted."""
     if which.all():
