@@ -1,6 +1,7 @@
 """BENCHLAB over HTTP: pytools' own server on an emulated device, LinuxSupportKit as its API is written."""
 
 import contextlib
+import itertools
 import json
 import socket
 import threading
@@ -140,21 +141,23 @@ class Kit(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
+    every_s = 0.02
+
     def stream(self) -> None:
         self.send_response(200)
         self.end_headers()
         with contextlib.suppress(OSError):
             for _ in range(200):
                 self.wfile.write(json.dumps(kit_reading(streamed=True, **self.change)).encode() + b"\n")
-                time.sleep(0.02)
+                time.sleep(self.every_s)
 
     def log_message(self, *_) -> None:
         pass
 
 
 @contextlib.contextmanager
-def kit(**change):
-    handler = type("Kit", (Kit,), {"change": change})
+def kit(every_s: float = Kit.every_s, **change):
+    handler = type("Kit", (Kit,), {"change": change, "every_s": every_s})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -185,6 +188,25 @@ def test_what_linux_support_kit_serves_is_exported(stream, key_file, golden):
     assert ("hw.temperature.TS4" in values) is not stream  # its stream leaves them out
     assert "hw.fan.speed.2" not in values
     assert "benchlab.simulated" not in resource
+
+
+def test_what_is_streamed_faster_than_it_is_read_does_not_pile_up(key_file):
+    settings = BenchlabHttp(key_file=key_file, timeout_s=20.0)
+    replies = []
+
+    def read_to_the_end(reader) -> None:
+        while True:
+            time.sleep(0.05)
+            replies.append(reader.read())
+
+    with (
+        kit(every_s=0.0) as url,
+        contextlib.closing(benchlab_http.open_reader(settings, url)) as reader,
+        pytest.raises(SourceError, match="the stream ended"),
+    ):
+        read_to_the_end(reader)
+    assert 0 < len(replies) < 100  # of 200
+    assert all(a.end_ns <= b.start_ns <= b.end_ns for a, b in itertools.pairwise(replies))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ reading was made, so its time is known no better than from the reading before to
 from __future__ import annotations
 
 import http.client
-from contextlib import ExitStack
+import socket
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Protocol
 from urllib.parse import SplitResult, quote, urlsplit
 
 from benchlab_otel import wire
@@ -19,13 +21,15 @@ from benchlab_otel.sources.benchlab_json import METRICS as METRICS
 from benchlab_otel.sources.benchlab_json import (
     Feed,
     JsonReader,
+    Pushed,
     device_of,
     from_kit,
     from_pytools,
     parse,
     uid_of,
 )
-from benchlab_otel.sources.reading import SourceError
+from benchlab_otel.sources.reading import Reply, SourceError
+from benchlab_otel.timebase import anchor
 
 _NONE_SET = "set sources.benchlab_http.urls, such as http://127.0.0.1:8080"
 _NO_KEY = "put the server's key (BENCHLAB_API_KEY) into a file and set sources.benchlab_http.key_file"
@@ -141,40 +145,84 @@ def _unreachable(url: str, error: Exception) -> SourceError:
 def _feed(server: Server, kind: str, name: str) -> Feed:
     if kind == "kit":
         stream, poll = f"/stream?device={name}", f"/devices/{name}/sensors"
-        return _Lines(server, stream) if server.settings.stream else _Polls(server, poll, fresh=True)
+        if server.settings.stream:
+            return _Stream(server, _Lines(server, stream))
+        return _Polls(server, poll, fresh=True)
     if server.settings.stream:
-        return _Socket(server, f"/device/{name}/stream")
+        return _Stream(server, _Socket(server, f"/device/{name}/stream"))
     return _Polls(server, f"/device/{name}/telemetry", fresh=False)
 
 
 class _Polls:
-    """One request a reading, on a connection that is kept."""
+    """One request a reading, on a connection that is kept; `fresh`: the server reads the device for it."""
 
     def __init__(self, server: Server, path: str, fresh: bool) -> None:
-        self._server, self._path, self.fresh = server, path, fresh
+        self._server, self._path, self._fresh = server, path, fresh
         self._connection = server.connect()
+        self._before = anchor().now_ns()  # when the reading before was asked for
 
-    def next(self) -> bytes:
+    def next(self) -> Reply:
+        asked = anchor().now_ns()
         try:
-            return self._server.request(self._connection, self._path).read()
+            text = self._server.request(self._connection, self._path).read()
         except (OSError, http.client.HTTPException) as error:
             raise _unreachable(self._server.url, error) from None
+        begin = asked if self._fresh else self._before
+        self._before = asked
+        return Reply(begin, anchor().now_ns(), text)
 
     def close(self) -> None:
         self._connection.close()
 
 
+class _Line(Protocol):
+    """A connection on which a server sends readings."""
+
+    def receive(self) -> bytes | str:
+        """The next one, waited for; SourceError at the end."""
+
+    def close(self) -> None:
+        """Ends it, and a `receive` of another thread with it."""
+
+
+class _Stream:
+    """What a server sends, received by a thread of its own."""
+
+    def __init__(self, server: Server, line: _Line) -> None:
+        self._line = line
+        self._pushed = Pushed(server.url, server.settings.timeout_s)
+        self._thread = Thread(target=self._run, name="benchlab-otel-stream", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._pushed.put(self._line.receive())
+        except SourceError as error:
+            self._pushed.fail(error)
+
+    def next(self) -> Reply:
+        return self._pushed.next()
+
+    def close(self) -> None:
+        self._line.close()
+        self._thread.join()
+
+
 class _Lines:
     """NDJSON."""
-
-    fresh = False
 
     def __init__(self, server: Server, path: str) -> None:
         self._server = server
         self._connection = server.connect()
+        try:
+            self._connection.connect()
+        except OSError as error:
+            raise _unreachable(server.url, error) from None
+        self._socket: socket.socket = self._connection.sock  # which the connection lets go of later
         self._answer = server.request(self._connection, path)
 
-    def next(self) -> bytes:
+    def receive(self) -> bytes:
         try:
             line = self._answer.readline(1 << 20)
         except (OSError, http.client.HTTPException) as error:
@@ -184,14 +232,12 @@ class _Lines:
         return line
 
     def close(self) -> None:
-        self._answer.close()
-        self._connection.close()
+        with suppress(OSError):  # the server was faster
+            self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class _Socket:
     """A WebSocket, by the `websockets` package."""
-
-    fresh = False
 
     def __init__(self, server: Server, path: str) -> None:
         try:
@@ -211,7 +257,7 @@ class _Socket:
         except (OSError, WebSocketException) as error:
             raise _unreachable(server.url, error) from None
 
-    def next(self) -> bytes | str:
+    def receive(self) -> bytes | str:
         try:
             return self._socket.recv(self._server.settings.timeout_s)
         except (OSError, self._error) as error:

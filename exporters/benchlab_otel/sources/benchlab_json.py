@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import Condition
 from typing import Any, Protocol
 
 import msgspec
@@ -191,21 +192,56 @@ def parse(place: str, text: bytes | str) -> Any:
     """JSON; SourceError for anything else."""
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError("garbled", f"{place}: not JSON: {error}") from None
 
 
 class Feed(Protocol):
-    """Where readings come from; `fresh`: each is made when it is asked for."""
+    """Where readings come from."""
 
-    @property
-    def fresh(self) -> bool: ...
-
-    def next(self) -> bytes | str:
-        """The next reading, waited for if need be."""
+    def next(self) -> Reply:
+        """The newest reading with the times that it was made between, waited for if need be."""
 
     def close(self) -> None:
         """Lets go; never raises."""
+
+
+class Pushed:
+    """Readings that come unasked: `put` by the thread that receives them, at once, `next` for another.
+
+    Only the newest waits. What comes faster than it is asked for would pile up otherwise, and be told
+    ever later as if it were new.
+    """
+
+    def __init__(self, place: str, timeout_s: float) -> None:
+        self._place, self._timeout = place, timeout_s
+        self._changed = Condition()
+        self._newest: Reply | None = None
+        self._error: SourceError | None = None
+        self._before = anchor().now_ns()  # when the reading before came
+
+    def put(self, text: bytes | str) -> None:
+        """A reading that has come now; it was made after the one before came."""
+        now = anchor().now_ns()
+        with self._changed:
+            self._newest, self._before = Reply(self._before, now, text), now
+            self._changed.notify()
+
+    def fail(self, error: SourceError) -> None:
+        """What ended them."""
+        with self._changed:
+            self._error = error
+            self._changed.notify()
+
+    def next(self) -> Reply:
+        """The newest that was not given yet; SourceError where none comes, or none can any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest or self._error, self._timeout)
+            newest, self._newest = self._newest, None
+        if newest:
+            return newest
+        late = SourceError("late", f"{self._place}: nothing published for {self._timeout:g} s")
+        raise self._error or late
 
 
 class JsonReader:
@@ -219,7 +255,6 @@ class JsonReader:
         self._fields = fields_of(layout, device.hw_id)
         self._values = values
         self._before: bytes | str = b""
-        self._since = anchor().now_ns()  # when the reading before was asked for
         self._news = time.monotonic()
 
     def close(self) -> None:
@@ -228,11 +263,7 @@ class JsonReader:
 
     def read(self) -> Reply:
         """The newest reading that the server has."""
-        asked = anchor().now_ns()
-        text = self._feed.next()
-        begin = asked if self._feed.fresh else self._since
-        self._since = asked
-        return Reply(begin, anchor().now_ns(), text)
+        return self._feed.next()
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """The readings that are new."""
