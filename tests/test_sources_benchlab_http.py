@@ -240,11 +240,35 @@ def test_a_key_is_asked_for_and_never_shown(key_file, caplog):
     assert KEY not in caplog.text
 
 
-@pytest.mark.parametrize("url", ["", "nowhere", "http://127.0.0.1:1"])
+NO_URLS = ["nowhere", "http://127.0.0.1:99999", "http://127.0.0.1:eighty", "http://[::1", "http://a b"]
+NO_SERVERS = ["http://127.0.0.1:1", f"http://{'a' * 70}.invalid", "http://127.0.0.1:1/devices/ttyACM0"]
+
+
+@pytest.mark.parametrize("url", ["", *NO_URLS, *NO_SERVERS])
 def test_no_server_says_what_to_do(url):
     with pytest.raises(SourceError) as error:
         benchlab_http.open_reader(BenchlabHttp(timeout_s=1.0), url)
     assert error.value.fix
+
+
+@pytest.mark.parametrize("key", ["schlüssel ☃", "two\nlines"])
+def test_a_key_that_can_not_be_sent_is_refused_without_showing_it(key, tmp_path):
+    file = tmp_path / "key"
+    file.write_text(key)
+    with pytest.raises(SourceError, match=r"key_file: .*: expected one line of ASCII") as error:
+        benchlab_http.open_reader(BenchlabHttp(key_file=str(file)), "http://127.0.0.1:1")
+    assert error.value.reason == "unreadable"
+    assert key not in str(error.value)
+
+
+def test_a_password_in_a_url_is_shown_nowhere(caplog):
+    with exporting("http://lab:hunter2@127.0.0.1:1/devices/ttyACM0") as (running, receiver):
+        wait_for(lambda: running.health()[0].failures["unreadable"])
+        (health,) = running.health()
+    assert "key_file" in health.fix
+    told = [*(str(labels) for *_, labels, _ in receiver.points), str(health), caplog.text]
+    assert "…@127.0.0.1" in " ".join(told)
+    assert "hunter2" not in " ".join(told)
 
 
 # -- values -------------------------------------------------------------------------------------
@@ -259,6 +283,22 @@ JSON = st.recursive(
 def test_any_json_is_a_reading_or_a_clear_refusal(data, values):
     with pytest.raises(SourceError):
         benchlab_json.row([], values(data))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100_000, "not JSON"),
+        (f'{{"SYS_Power": 5, "EPS1_Current": {"9" * 400}}}', "hw.current.rail.EPS1 is inf"),
+        ('{"SYS_Power": 5, "EPS1_Current": -1e308}', "hw.current.rail.EPS1 is -1e[+]308"),
+        ('{"SYS_Power": 5, "Fan1_RPM": -7, "Fan1_Status": 1}', "hw.fan.speed.1 is -7"),
+        ('{"SYS_Power": 5, "Fan1_RPM": 7, "Fan1_Status": 3}', "hw.fan.enabled.1 is 3"),
+    ],
+)
+def test_numbers_that_can_not_be_and_text_that_is_too_deep_are_refused(text, said):
+    fields = benchlab_json.fields_of(wire.layout(0x11, 7), "x")
+    with pytest.raises(SourceError, match=said):
+        benchlab_json.row(fields, benchlab_json.from_pytools(benchlab_json.parse("x", text)))
 
 
 def test_a_welcome_is_no_uid():

@@ -148,6 +148,9 @@ def test_several_devices_are_to_be_named(broker):
         publish("two/AB03/info", {"ProductId": 0x77, "FwVersion": 1}, retain=True)
         with pytest.raises(SourceError, match="no contract"):
             benchlab_mqtt.open_reader(settings(broker, prefix="two"), "AB03")
+        publish("two/AB04/info", {"ProductId": "0x11", "FwVersion": 7}, retain=True)
+        with pytest.raises(SourceError, match="not a device's information"):
+            benchlab_mqtt.open_reader(settings(broker, prefix="two"), "AB04")
 
 
 def test_what_is_wrong_with_the_broker_is_told(broker):
@@ -155,7 +158,13 @@ def test_what_is_wrong_with_the_broker_is_told(broker):
         benchlab_mqtt.open_reader(settings(broker, password_file=""), "")
     with pytest.raises(SourceError, match="refused"):
         benchlab_mqtt.open_reader(BenchlabMqtt(broker="127.0.0.1:1"), "")
-    with pytest.raises(SourceError, match="expected HOST:PORT"):
-        benchlab_mqtt.open_reader(BenchlabMqtt(broker="localhost"), "")
+    for wrong in ("localhost", "localhost:0", "localhost:99999", ":1883"):
+        with pytest.raises(SourceError, match="expected HOST:PORT"):
+            benchlab_mqtt.open_reader(BenchlabMqtt(broker=wrong), "")
+    with pytest.raises(SourceError, match="label empty or too long"):
+        benchlab_mqtt.open_reader(BenchlabMqtt(broker=f"{'a' * 70}.invalid:1"), "")
+    with pytest.raises(SourceError, match="expected HOST:PORT, no user") as error:
+        benchlab_mqtt.open_reader(BenchlabMqtt(broker="lab:hunter2@localhost:1883"), "")
+    assert "hunter2" not in str(error.value)
     with pytest.raises(SourceError, match="no broker is set"):
         benchlab_mqtt.open_reader(BenchlabMqtt(), "")

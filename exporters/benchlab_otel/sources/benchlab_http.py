@@ -8,6 +8,7 @@ reading was made, so its time is known no better than from the reading before to
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -36,9 +37,13 @@ _NO_KEY = "put the server's key (BENCHLAB_API_KEY) into a file and set sources.b
 _NO_WEBSOCKETS = "pip install 'benchlab-otel[websocket]', or set sources.benchlab_http.stream = false"
 
 
+_NOT_IN_URL = f"take it out of the URL; {_NO_KEY}"
+_FAULTS = (OSError, http.client.HTTPException, UnicodeError)  # the last: a host that can't be a name
+
+
 def addresses(settings: BenchlabHttp) -> list[str]:
-    """The configured URLs; "" where there are none."""
-    return list(settings.urls) or [""]
+    """The configured URLs; "" where there are none. They are shown, and so without what may be a secret."""
+    return [re.sub(r"//[^/]*@", "//…@", url) for url in settings.urls] or [""]
 
 
 def open_reader(settings: BenchlabHttp, address: str) -> JsonReader:
@@ -71,9 +76,7 @@ class Server:
 
     def __init__(self, settings: BenchlabHttp, address: str) -> None:
         self.settings, self.url = settings, address
-        self.parts: SplitResult = urlsplit(address)
-        if self.parts.scheme not in ("http", "https") or not self.parts.hostname:
-            raise SourceError("absent", f"{address}: not a URL of a server", _NONE_SET)
+        self.parts = _split(address)
         self.headers = _key(settings.key_file)
 
     def connect(self) -> http.client.HTTPConnection:
@@ -104,7 +107,7 @@ class Server:
         connection = self.connect()
         try:
             return parse(self.url, self.request(connection, path).read())
-        except (OSError, http.client.HTTPException) as error:
+        except _FAULTS as error:
             raise _unreachable(self.url, error) from None
         finally:
             connection.close()
@@ -114,7 +117,7 @@ class Server:
         try:
             connection.request("GET", path, headers=self.headers)
             answer = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+        except _FAULTS as error:
             raise _unreachable(self.url, error) from None
         if answer.status == 401:
             raise SourceError("unreadable", f"{self.url}: the server wants a key", _NO_KEY)
@@ -126,13 +129,35 @@ class Server:
         return answer
 
 
+def _split(address: str) -> SplitResult:
+    """The parts of a server's URL; SourceError where it is none."""
+    wrong = SourceError("absent", f"{address}: not a URL of a server", _NONE_SET)
+    if re.search(r"[\x00-\x20\x7f]", address):
+        raise wrong
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise wrong
+    if "@" in parts.netloc:
+        raise SourceError("unreadable", f"{address}: a user or password in a URL is not used", _NOT_IN_URL)
+    return parts
+
+
 def _key(file: str) -> dict[str, str]:
+    """The header of the key in a file; errors don't repeat it."""
     if not file:
         return {}
     try:
-        return {"Authorization": f"Bearer {Path(file).expanduser().read_text().strip()}"}
+        key = Path(file).expanduser().read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError("unreadable", f"sources.benchlab_http.key_file: {file}: {error}", _NO_KEY) from None
+    if not key.isascii() or not key.isprintable():
+        what = f"sources.benchlab_http.key_file: {file}: expected one line of ASCII"
+        raise SourceError("unreadable", what, _NO_KEY)
+    return {"Authorization": f"Bearer {key}"}
 
 
 def _unreachable(url: str, error: Exception) -> SourceError:
@@ -165,7 +190,7 @@ class _Polls:
         asked = anchor().now_ns()
         try:
             text = self._server.request(self._connection, self._path).read()
-        except (OSError, http.client.HTTPException) as error:
+        except _FAULTS as error:
             raise _unreachable(self._server.url, error) from None
         begin = asked if self._fresh else self._before
         self._before = asked
@@ -217,7 +242,7 @@ class _Lines:
         self._connection = server.connect()
         try:
             self._connection.connect()
-        except OSError as error:
+        except _FAULTS as error:
             raise _unreachable(server.url, error) from None
         self._socket: socket.socket = self._connection.sock  # which the connection lets go of later
         self._answer = server.request(self._connection, path)
@@ -225,7 +250,7 @@ class _Lines:
     def receive(self) -> bytes:
         try:
             line = self._answer.readline(1 << 20)
-        except (OSError, http.client.HTTPException) as error:
+        except _FAULTS as error:
             raise _unreachable(self._server.url, error) from None
         if not line:
             raise SourceError("lost", f"{self._server.url}: the stream ended")
@@ -254,7 +279,7 @@ class _Socket:
             timeout_s = server.settings.timeout_s
             opening = connect(url, additional_headers=server.headers, open_timeout=timeout_s)
             self._socket = self._closing.enter_context(opening)
-        except (OSError, WebSocketException) as error:
+        except (*_FAULTS, WebSocketException) as error:
             raise _unreachable(server.url, error) from None
 
     def receive(self) -> bytes | str:

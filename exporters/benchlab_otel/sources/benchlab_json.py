@@ -24,16 +24,21 @@ from benchlab_otel.timebase import anchor
 METRICS = tuple(m for m in metrics(wire.layout(0x11, 4)) if m is not contract.HW_STATUS)
 Values = dict[str, float]  # by attribute of the sample
 STALE_S = 5.0  # a server that repeats itself for so long has lost its device
+MAX_RPM = 65535.0  # what the device has room for
+MAX_AMPERES = 2000.0  # a BENCHLAB measures less, on any rail
 _VOLTS_OF_BOARD = 1.0  # a device that runs has more on Vdd: zeros are those of one that is gone
 
 _BOUNDS: dict[Metric, tuple[float, float]] = {
     contract.HW_VOLTAGE: VOLTS,
+    contract.HW_CURRENT: (-MAX_AMPERES, MAX_AMPERES),
     contract.HW_POWER: (-MAX_WATTS, MAX_WATTS),
     contract.HOST_POWER: (-MAX_WATTS, MAX_WATTS),
     contract.HW_TEMPERATURE: DEGREES,
     contract.HOST_AMBIENT: DEGREES,
     contract.HW_HUMIDITY: (0.0, 1.0),
+    contract.HW_FAN_SPEED: (0.0, MAX_RPM),
     contract.HW_FAN_SPEED_RATIO: (0.0, 1.0),
+    contract.HW_FAN_ENABLED: (0.0, 1.0),
 }
 
 
@@ -93,7 +98,10 @@ def _number(key: str, value: Any) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SourceError("garbled", f"{key}: expected a number, not {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer may have hundreds of digits
+        return math.inf
 
 
 def _as_over_usb(values: Values) -> Values:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessage
 
 _NOT_SET = "set sources.benchlab_mqtt.broker to HOST:PORT"
+_ACCOUNT = "set sources.benchlab_mqtt.username and .password_file"
 _NO_PAHO = "pip install 'benchlab-otel[mqtt]'"
 _NO_DEVICE = "start pytools' MQTT publisher, or name a device in sources.benchlab_mqtt.uids"
 
@@ -37,7 +38,7 @@ def open_reader(settings: BenchlabMqtt, address: str) -> JsonReader:
         name, info = topics.first_device()
         uid = uid_of(name)
         layout = wire.layout(info["ProductId"], info["FwVersion"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         topics.close()
         raise SourceError("garbled", f"{settings.broker}: not a device's information: {error!r}") from None
     except LookupError as error:
@@ -107,12 +108,9 @@ class _Topics:
             client.username_pw_set(settings.username, _password(settings.password_file))
         if settings.tls:
             client.tls_set()
-        host, _, port = settings.broker.rpartition(":")
-        if not host or not port.isdecimal():
-            raise SourceError("absent", f"{self._broker}: expected HOST:PORT", _NOT_SET)
         try:
-            client.connect(host, int(port))
-        except OSError as error:
+            client.connect(*_host_port(settings.broker))
+        except (OSError, ValueError) as error:  # ValueError: a host that can't be a name
             raise SourceError("lost", f"{self._broker}: {error}", "start the broker") from None
         client.loop_start()
         return client
@@ -138,6 +136,16 @@ class _Topics:
         with suppress(queue.Full):
             self._infos.put_nowait(error)
         self._pushed.fail(error)
+
+
+def _host_port(broker: str) -> tuple[str, int]:
+    """Errors don't repeat a user and password, which have settings of their own."""
+    host, _, port = broker.rpartition(":")
+    if "@" in broker:
+        raise SourceError("absent", "sources.benchlab_mqtt.broker: expected HOST:PORT, no user", _ACCOUNT)
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise SourceError("absent", f"{broker}: expected HOST:PORT", _NOT_SET)
+    return host, int(port)
 
 
 def _password(file: str) -> str | None:
