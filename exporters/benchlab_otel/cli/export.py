@@ -59,7 +59,7 @@ def command(
         str | None, typer.Option(metavar="ID", help="session.id (default: a random one).")
     ] = None,
     for_seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="End after this long.")
+        float | None, typer.Option("--for", metavar="SECONDS", min=0, max=1e9, help="End after this long.")
     ] = None,
     config: options.ConfigFile = None,
 ) -> None:

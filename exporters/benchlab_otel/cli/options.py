@@ -30,8 +30,10 @@ def settings(config: Path | None) -> Settings:
 
 
 def host_port(address: str) -> tuple[str, int]:
-    """("127.0.0.1", 4317) of "127.0.0.1:4317"; the port was checked by the configuration."""
+    """("127.0.0.1", 4317) of "127.0.0.1:4317"; ValueError for what is no such address."""
     host, _, port = address.rpartition(":")
+    if not host or not 0 <= int(port) < 1 << 16:
+        raise ValueError(address)
     return host.strip("[]"), int(port)
 
 

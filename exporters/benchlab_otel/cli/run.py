@@ -21,7 +21,7 @@ def command(
         list[str] | None, typer.Option(metavar="NAME", help="Only these sources (default: sources.enabled).")
     ] = None,
     for_seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="End after this long.")
+        float | None, typer.Option("--for", metavar="SECONDS", min=0, max=1e9, help="End after this long.")
     ] = None,
     config: options.ConfigFile = None,
 ) -> None:
