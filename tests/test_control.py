@@ -1,6 +1,8 @@
 """Control of an emulated BENCHLAB over its pty: settings read back, lights by latency, fans by rule."""
 
 import contextlib
+import signal
+import subprocess
 import time
 from dataclasses import replace
 
@@ -21,6 +23,7 @@ from benchlab_otel.sources.benchlab_settings import Settings, pack, unpack
 from benchlab_otel.sources.reading import SourceError
 from conftest import wait_for
 from receiving import Receiver
+from test_cli_sources import PROGRAM, environment
 from test_device import drain, open_port
 
 TRUTH = Truth(Load(base={"PCIE1": 100.0}))
@@ -274,6 +277,35 @@ def test_fans_go_to_their_failsafe_when_readings_stop_and_resume_after():
             emulator.replug()
             wait_for(lambda: duty(emulator) == (1, 20))
         assert emulator.memory.config.fans == before  # not the fail-safe of between
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        (("export", "benchlab", "--metrics", "127.0.0.1:0"), signal.SIGTERM),
+        (("export", "benchlab", "--metrics", "127.0.0.1:0"), signal.SIGHUP),
+        (("run", "--source", "benchlab"), signal.SIGHUP),
+        (("record", "--", "sleep", "60"), signal.SIGTERM),
+        (("record", "--", "sleep", "60"), signal.SIGHUP),
+    ],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else value[0],
+)
+def test_fans_are_put_back_when_a_command_is_ended_or_its_terminal_closed(command, number, tmp_path):
+    with Emulator(TRUTH) as emulator:
+        before = dict(emulator.memory.config.fans)
+        own = environment(
+            XDG_STATE_HOME=str(tmp_path),
+            BENCHLAB_OTEL_SOURCES__ENABLED="benchlab",
+            BENCHLAB_OTEL_SOURCES__BENCHLAB__PORTS=str(emulator.path),
+            BENCHLAB_OTEL_SOURCES__BENCHLAB__TIMEOUT_S="5",
+            BENCHLAB_OTEL_SOURCES__BENCHLAB__CONTROL__FANS="1 power.gpu 0:30 200:80",
+            **{f"BENCHLAB_OTEL_HUB__{name}": "127.0.0.1:0" for name in ("GRPC", "HTTP", "METRICS")},
+        )
+        with subprocess.Popen([*PROGRAM, *command], env=own, stdout=subprocess.DEVNULL) as process:
+            wait_for(lambda: duty(emulator) == (1, 55))
+            process.send_signal(number)
+            process.wait(60)
+        assert emulator.memory.config.fans == before
 
 
 def test_a_firmware_that_refuses_ends_control_and_not_the_readings(caplog):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import threading
 from enum import StrEnum
@@ -13,6 +12,7 @@ from typing import Annotated
 import typer
 
 from benchlab_otel import wire
+from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.simulate.device import Emulator, Meter
 from benchlab_otel.simulate.truth import Load, Truth
@@ -94,9 +94,7 @@ def command(
         emulator = Emulator(truth, product.value, firmware, meter, path=_free(path), seed=seed)
     except (LookupError, ValueError) as error:
         raise UserError(str(error)) from None
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = options.told_to_end()
     with emulator:
         print(emulator.path, flush=True)
         print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
@@ -34,9 +33,7 @@ def command(
     """
     settings = options.settings(config)
     set_up_logging()
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = options.told_to_end()
     with Embedded(settings, sys.argv, source or settings.sources.enabled) as running:
         print(f"session   {running.archive.path}")
         print(f"OTLP      {running.grpc_endpoint} (gRPC), {running.http_endpoint} (HTTP)")
