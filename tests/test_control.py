@@ -194,6 +194,31 @@ def test_rules_that_can_not_be_followed_are_refused_at_the_start(rule):
         sources.start(["benchlab"], Sources(benchlab=section), Receiver(), "s")
 
 
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [
+        ({"fans": ("1 power.gpu 0:20 9:100", "1 power.cpu 0:20 9:100")}, "expected one rule for a fan"),
+        (
+            {"light": True, "yellow_ms": 50.0, "red_ms": 40.0},
+            "expected yellow_ms up to red_ms, not 50 and 40",
+        ),
+    ],
+)
+def test_rules_that_contradict_each_other_are_refused_at_the_start(control, said):
+    section = Benchlab(control=config.Control(**control))
+    with pytest.raises(ValueError, match=said):
+        sources.start(["benchlab"], Sources(benchlab=section), Receiver(), "s")
+
+
+def test_a_rule_by_a_quantity_that_is_not_there_says_so_once(caplog):
+    rule = "1 power.gpuu 0:30 200:80"
+    with Emulator(TRUTH) as emulator, running(emulator, fans=(rule,), failsafe_duty=91) as found:
+        wait_for(lambda: duty(emulator) == (1, 91))
+        wait_for(lambda: found.health()[0].readings > 20)
+    said = "fan 1 stays at failsafe_duty: the device has no power.gpuu; did you mean power.gpu?"
+    assert caplog.text.count(said) == 1
+
+
 def test_nothing_is_written_unless_asked_for():
     with Emulator(TRUTH) as emulator:
         with running(emulator) as found:
@@ -217,6 +242,43 @@ def test_the_light_shows_latency_and_is_put_back():
             seconds[0] = 0.1
             wait_for(lambda: emulator.memory.config.rgb != before)
         assert emulator.memory.config.rgb == before
+
+
+def test_the_light_is_put_back_when_readings_fail():
+    board = Board(temperatures=[30.0])
+    with Emulator(TRUTH, "benchlab2", board=board) as emulator:
+        before = dict(emulator.memory.config.rgb)
+        with running(emulator, lambda: 0.1, light=True) as found:
+            wait_for(lambda: emulator.memory.config.rgb != before)
+            board.temperatures = [900.0]  # answers that can't be, until the end
+            wait_for(lambda: found.health()[0].failures["implausible"] > 2)
+        assert emulator.memory.config.rgb == before
+
+
+class Broken(Receiver):
+    """A sink that ends the reader's thread: it breaks its promise never to raise."""
+
+    broken = False
+
+    def traces(self, body: bytes) -> None:
+        if self.broken:
+            raise RuntimeError("full")
+        super().traces(body)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_everything_is_put_back_when_the_readers_thread_ends_by_a_defect():
+    control = config.Control(light=True, fans=("1 power.gpu 0:30 200:80",))
+    receiver = Broken()
+    with Emulator(TRUTH, "benchlab2") as emulator:
+        before = emulator.memory.config
+        section = Benchlab(ports=(str(emulator.path),), timeout_s=5.0, control=control)
+        found = sources.start(["benchlab"], Sources(benchlab=section), receiver, "s", latency=lambda: 0.1)
+        wait_for(lambda: duty(emulator) == (1, 55) and lights(emulator)[1:] == (255, 0, 0))
+        receiver.broken = True
+        wait_for(lambda: found.health()[0].failures["defect"])
+        wait_for(lambda: emulator.memory.config == before)
+        found.stop()
 
 
 def test_a_run_shows_the_latency_of_its_frames_on_the_device(tmp_path):

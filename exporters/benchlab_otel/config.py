@@ -84,10 +84,12 @@ Percent = Annotated[int, Meta(ge=0, le=100)]
 class Control:
     """What a BENCHLAB is told while it is read; nothing unless asked for, and undone in the end.
 
-    `light`: its RGB shows the mean latency of the latest frames: green, yellow from `yellow_ms`, red
-    from `red_ms`, and back `hysteresis` below. `fans`: from LOW to HIGH of a quantity (a sample's
-    attribute without `hw.`, such as `power.gpu`) the duty goes from one to the other, never below
-    `least_duty`; `failsafe_duty` where the quantity is not known.
+    `light`: its RGB shows the mean latency of the latest frames (of `run` and `record`, which align
+    them): green, yellow from `yellow_ms`, red from `red_ms`, and back `hysteresis` below. `fans`: from
+    LOW to HIGH of a quantity (a sample's attribute without `hw.`, such as `power.gpu`) the duty goes from
+    one to the other, never below `least_duty`; `failsafe_duty` where the quantity is not known, and from
+    a failed reading to the next good one. After a `kill -9`, or an end before that next one:
+    `benchlab-otel device restore`.
     """
 
     light: bool = False
