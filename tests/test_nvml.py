@@ -297,6 +297,7 @@ def test_a_gpu_that_is_lost_before_it_is_opened_does_not_hide_the_others(ask):
     assert gone["address"] == "1"
     assert gone["error"]["reason"] == "lost"
     assert "dmesg" in gone["error"]["fix"]
+    assert "a reset ends everything that runs on the GPU" in gone["error"]["risk"]
 
 
 def test_a_gpu_without_meter_that_is_lost_is_noticed_too(ask):
@@ -341,6 +342,8 @@ def test_a_driver_that_gives_no_gpu_names_the_fix(ask, script, reason, fix):
     (told,) = ask(script, readings=1)
     assert told["error"]["reason"] == reason
     assert fix in told["error"]["fix"]
+    if fix in ("modprobe nvidia", "/dev/nvidiactl"):
+        assert told["error"]["risk"]
     assert not told["samples"]
 
 

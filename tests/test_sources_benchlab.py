@@ -358,15 +358,37 @@ except benchlab.SourceError as error:
         assert same_process.value.reason == "busy"
 
 
-def test_a_tool_that_takes_no_lock_is_found_too():
+def test_a_tool_that_takes_no_lock_is_found_too_and_its_secrets_are_not_told():
     with Emulator(TRUTH) as emulator:
         program = "import sys; f = open(sys.argv[1], 'rb'); print('open', flush=True); sys.stdin.read()"
-        command = [sys.executable, "-c", program, str(emulator.path)]
+        command = [sys.executable, "-c", program, str(emulator.path), "--key=hunter2"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
             assert other.stdout.readline() == b"open\n"
-            with pytest.raises(SourceError, match=f"process {other.pid}"):
+            with pytest.raises(SourceError, match=f"process {other.pid} [(]python") as error:
                 open_reader(emulator)
+            assert "hunter2" not in str(error.value)
             other.stdin.close()
+
+
+def test_a_port_that_this_user_may_not_open_names_the_rule_and_what_it_opens_up():
+    with Emulator(TRUTH) as emulator, without_rights(emulator.path):
+        with pytest.raises(SourceError, match="no permission") as error:
+            open_reader(emulator)
+        assert error.value.reason == "unreadable"
+        assert 'ATTRS{idVendor}=="0483", ATTRS{idProduct}=="5740"' in error.value.fix
+        assert "can also set the device's fans" in error.value.risk
+
+
+@contextlib.contextmanager
+def without_rights(path):
+    """A path that this process may not open, root's rights being laid down."""
+    path.chmod(0)
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/nonexistent/ttyACM0"])

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import re
 import socket
 import threading
 import time
@@ -21,6 +22,7 @@ from benchlab_otel.sources.reading import SourceError
 from conftest import wait_for
 from pytools import pytools
 from receiving import Receiver
+from test_cli_sources import run
 
 TRUTH = Truth(Load(base={"EPS1": 50.0, "PCIE1": 44.0, "HPWR1": 120.0, "ATX12V": 20.0}))
 KEY = "a secret key"
@@ -117,6 +119,8 @@ class Kit(BaseHTTPRequestHandler):
     """The part of LinuxSupportKit's service that a client needs, with a bearer key."""
 
     change: dict = {}
+    every_s = 0.02  # of the stream
+    slow_s = 0.0  # a reading that is asked for
 
     def do_GET(self) -> None:
         if self.headers.get("Authorization") != f"Bearer {KEY}":
@@ -132,6 +136,8 @@ class Kit(BaseHTTPRequestHandler):
         }
         if self.path == "/stream?device=ttyACM0":
             return self.stream()
+        if self.path.endswith("/sensors"):
+            time.sleep(self.slow_s)
         return self.answer(200 if self.path in answers else 404, answers.get(self.path, {"error": "none"}))
 
     def answer(self, status: int, body) -> None:
@@ -140,8 +146,6 @@ class Kit(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
-
-    every_s = 0.02
 
     def stream(self) -> None:
         self.send_response(200)
@@ -156,8 +160,8 @@ class Kit(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def kit(every_s: float = Kit.every_s, **change):
-    handler = type("Kit", (Kit,), {"change": change, "every_s": every_s})
+def kit(every_s: float = Kit.every_s, slow_s: float = Kit.slow_s, **change):
+    handler = type("Kit", (Kit,), {"change": change, "every_s": every_s, "slow_s": slow_s})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -269,6 +273,15 @@ def test_a_password_in_a_url_is_shown_nowhere(caplog):
     told = [*(str(labels) for *_, labels, _ in receiver.points), str(health), caplog.text]
     assert "…@127.0.0.1" in " ".join(told)
     assert "hunter2" not in " ".join(told)
+
+
+def test_a_rate_below_one_reading_a_second_is_told_as_one_that_can_be_set(key_file):
+    with kit(slow_s=2.2) as url:
+        own = {"URLS": url, "KEY_FILE": key_file, "STREAM": "false", "TIMEOUT_S": "30"}
+        variables = {f"BENCHLAB_OTEL_SOURCES__BENCHLAB_HTTP__{name}": value for name, value in own.items()}
+        done = run("doctor", "benchlab_http", **variables)
+    assert done.returncode == 1
+    assert re.search(r"fix: set sources.benchlab_http.rate_hz to at most 0\.[1-9]", done.stdout)
 
 
 # -- values -------------------------------------------------------------------------------------
