@@ -437,6 +437,29 @@ def test_an_answer_out_of_step_by_any_number_of_bytes_is_implausible(product):
     assert benchlab_values.implausible(together, layout)[0] == 2  # the first of them
 
 
+@pytest.mark.parametrize(
+    ("rail", "field", "value", "said"),
+    [
+        ("ATX3V", "Voltage", 6_601, "twice its voltage"),
+        ("ATX5VSB", "Voltage", 10_001, "twice its voltage"),
+        ("HPWR1_W2", "Voltage", 24_001, "twice its voltage"),
+        ("EPS1", "Voltage", -501, "below -0.5 V"),
+        ("PCIE1", "Current", 500_001, "more than 500.0 A"),
+        ("PCIE1", "Power", -5_000_001, "more than 5000.0 W"),
+    ],
+)
+def test_each_rail_has_bounds(rail, field, value, said):
+    layout = wire.layout(0x11, 7)
+    sensors = np.zeros(2, layout.sensors)
+    row = layout.rails.index(rail)
+    sensors["PowerReadings"][field][:, row] = value - 1 if value > 0 else value + 1
+    assert benchlab_values.implausible(sensors, layout) == (2, "")
+    sensors["PowerReadings"][field][1, row] = value
+    n, problem = benchlab_values.implausible(sensors, layout)
+    assert n == 1
+    assert said in problem
+
+
 @given(st.data())
 def test_whatever_bytes_come_decoding_either_refuses_or_gives_possible_values(data):
     layout = wire.layout(0x11, 7)

@@ -101,7 +101,8 @@ def test_the_zeros_of_a_device_that_pytools_lost_are_no_readings(served):
 
 def kit_reading(streamed: bool, **changes) -> dict:
     """A reading as Program.cs of LinuxSupportKit makes it (its API is a paper specification)."""
-    power = [(12.0, 1.0 + n, 12.0 + 12.0 * n) for n in range(11)]
+    volts = wire.NOMINAL_VOLTS.values()
+    power = [(v, 1.0 + n, 12.0 + 12.0 * n) for n, v in enumerate(volts)]
     fans = [{"channel": n, "enabled": n == 0, "duty": 40, "rpm": 900} for n in range(9)]
     reading = {"device": "/dev/ttyACM0", "timestamp": f"{time.time()}", "humidity": 41.5, "fans": fans}
     if streamed:
@@ -217,7 +218,8 @@ def test_what_is_streamed_faster_than_it_is_read_does_not_pile_up(key_file):
     ("change", "reason", "said"),
     [
         ({"error": "Timeout"}, "lost", "the server says: Timeout"),
-        ({"power": [{"voltage": 612.0, "current": 1, "power": 1}] * 11}, "implausible", "outside -0.5 to 60"),
+        ({"power": [{"voltage": 612.0, "current": 1, "power": 1}] * 11}, "implausible", "outside -0.5 to 24"),
+        ({"power": [{"voltage": 12.0, "current": 1, "power": 12}] * 11}, "implausible", "ATX3V is 12"),
         ({"power": [{"voltage": 12.0, "current": 1, "power": 900}] * 11}, "implausible", "hw.power.system"),
         ({"power": "none"}, "garbled", "not a reading"),
         ({"humidity": "wet"}, "garbled", "humidity: expected a number"),

@@ -17,19 +17,26 @@ import numpy as np
 
 from benchlab_otel import contract, wire
 from benchlab_otel.contract import Metric
-from benchlab_otel.sources.benchlab_values import DEGREES, MAX_WATTS, VOLTS, groups, metrics
+from benchlab_otel.sources.benchlab_values import (
+    DEGREES,
+    LEAST_VOLTS,
+    MAX_AMPERES,
+    MAX_WATTS,
+    groups,
+    max_volts,
+    metrics,
+)
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
 
 METRICS = tuple(m for m in metrics(wire.layout(0x11, 4)) if m is not contract.HW_STATUS)
 Values = dict[str, float]  # by attribute of the sample
 STALE_S = 5.0  # a server that repeats itself for so long has lost its device
-MAX_RPM = 65535.0  # what the device has room for
-MAX_AMPERES = 2000.0  # a BENCHLAB measures less, on any rail
+MAX_RPM, _VOLTS_OF_INPUTS = 65535.0, 65.535  # what the device has room for
 _VOLTS_OF_BOARD = 1.0  # a device that runs has more on Vdd: zeros are those of one that is gone
 
 _BOUNDS: dict[Metric, tuple[float, float]] = {
-    contract.HW_VOLTAGE: VOLTS,
+    contract.HW_VOLTAGE: (-_VOLTS_OF_INPUTS, _VOLTS_OF_INPUTS),  # rails have bounds of their own
     contract.HW_CURRENT: (-MAX_AMPERES, MAX_AMPERES),
     contract.HW_POWER: (-MAX_WATTS, MAX_WATTS),
     contract.HOST_POWER: (-MAX_WATTS, MAX_WATTS),
@@ -75,11 +82,16 @@ def row(fields: list[Field], values: Values) -> list[float]:
     if not values.get("hw.voltage.VDD", math.inf) > _VOLTS_OF_BOARD:
         raise SourceError("implausible", "its own supply is at 0 V: the device is not connected")
     for field, value in zip(fields, found, strict=True):
-        assert field.metric
-        low, high = _BOUNDS.get(field.metric, (-math.inf, math.inf))
+        low, high = _bounds(field)
         if value < low or value > high:
             raise SourceError("implausible", f"{field.key} is {value:g}, outside {low:g} to {high:g}")
     return found
+
+
+def _bounds(field: Field) -> tuple[float, float]:
+    assert field.metric
+    _, is_rail, rail = field.key.partition("hw.voltage.rail.")
+    return (LEAST_VOLTS, max_volts(rail)) if is_rail else _BOUNDS[field.metric]
 
 
 def from_pytools(data: Any) -> Values:
