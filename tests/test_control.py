@@ -106,6 +106,13 @@ def test_a_name_that_would_overrun_the_field_is_refused():
         assert not emulator.opcodes[wire.WRITE_NAME]
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "nul\0", "\udcff"])
+def test_a_name_that_is_no_text_is_refused(name):
+    with device() as (emulator, settings), pytest.raises(ValueError, match="printable characters only"):
+        settings.set_name(name)
+    assert not emulator.opcodes[wire.WRITE_NAME]
+
+
 def test_a_refused_write_says_why():
     with device() as (_, settings), pytest.raises(SourceError, match="BAD_PARAMETER") as error:
         settings.set_rgb(7, settings.rgb(0))
@@ -162,8 +169,8 @@ def test_fields_are_packed_and_unpacked_and_kept_in_bounds():
     zero = bytes(layout.structs["FanConfigStruct"].itemsize)
     packed = pack(layout, "FanConfigStruct", zero, {"Temp": [-50, 700], "Duty": [20, 100]})
     assert unpack(layout, "FanConfigStruct", packed)["Temp"] == [-50, 700]
-    with pytest.raises(ValueError, match="Duty: expected 0 to 255"):
-        pack(layout, "FanConfigStruct", zero, {"Duty": [20, 300]})
+    with pytest.raises(ValueError, match="Duty: expected 0 to 100, not"):
+        pack(layout, "FanConfigStruct", zero, {"Duty": [20, 101]})
 
 
 # -- rules --------------------------------------------------------------------------------------

@@ -423,6 +423,17 @@ def test_another_board_with_the_same_usb_ids_gets_one_zero_byte_and_is_named(ans
     assert received == [b"\0"]
 
 
+@pytest.mark.parametrize(("product", "known"), [("original", "0x10 fw 6"), ("benchlab2", "0x11 fw 7")])
+def test_an_unknown_firmware_is_refused_with_those_that_are_known(product, known):
+    with Emulator(TRUTH, product) as emulator:
+        emulator.layout = replace(emulator.layout, firmware=99)
+        with pytest.raises(SourceError, match=f"no contract for .* firmware 99; known: .*{known}") as error:
+            open_reader(emulator)
+        assert error.value.reason == "unknown"
+        assert "benchlab-pycore" in error.value.fix
+        assert not emulator.opcodes[wire.READ_SENSORS]
+
+
 @pytest.mark.parametrize("product", ["original", "benchlab2"])
 def test_an_answer_out_of_step_by_any_number_of_bytes_is_implausible(product):
     with Emulator(TRUTH, product) as emulator:
