@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import re
 import socket
 import threading
@@ -21,7 +22,7 @@ from benchlab_otel.sources import benchlab_http, benchlab_json
 from benchlab_otel.sources.reading import SourceError
 from conftest import wait_for
 from pytools import pytools
-from receiving import Receiver
+from receiving import Receiver, read_one
 from test_cli_sources import run
 
 TRUTH = Truth(Load(base={"EPS1": 50.0, "PCIE1": 44.0, "HPWR1": 120.0, "ATX12V": 20.0}))
@@ -193,6 +194,20 @@ def test_what_linux_support_kit_serves_is_exported(stream, key_file, golden):
     assert ("hw.temperature.TS4" in values) is not stream  # its stream leaves them out
     assert "hw.fan.speed.2" not in values
     assert "benchlab.simulated" not in resource
+
+
+@pytest.mark.parametrize("absent", [327.67, 3276.7])
+def test_an_input_without_a_probe_is_absent_and_the_rest_is_read(absent, key_file):
+    degrees = {"chip": 40.0, "ambient": 23.0, "sensors": [30.0, absent, 32.0, absent]}
+    settings = BenchlabHttp(key_file=key_file, stream=False, timeout_s=20.0)
+    with (
+        kit(temperatures=degrees) as url,
+        contextlib.closing(benchlab_http.open_reader(settings, url)) as reader,
+    ):
+        values = read_one(reader)
+    found = [values[f"hw.temperature.TS{n}"] for n in range(1, 5)]
+    assert found == pytest.approx([30.0, math.nan, 32.0, math.nan], nan_ok=True)
+    assert values["hw.power.cpu"] == 36.0
 
 
 def test_what_is_streamed_faster_than_it_is_read_does_not_pile_up(key_file):

@@ -175,17 +175,23 @@ def _polled(data: Mapping[str, Any]) -> Values:
     temperatures = data["temperatures"]
     values = {f"hw.voltage.VIN{v['channel']}": _volts(v["millivolts"]) for v in data["voltages"]}
     inputs = enumerate(temperatures["sensors"], 1)
-    values |= {f"hw.temperature.TS{n}": _number("sensors", degrees) for n, degrees in inputs}
-    values["hw.temperature.chip"] = _number("chip", temperatures["chip"])
-    values["hw.temperature.ambient"] = _number("ambient", temperatures["ambient"])
+    values |= {f"hw.temperature.TS{n}": _degrees("sensors", degrees) for n, degrees in inputs}
+    values["hw.temperature.chip"] = _degrees("chip", temperatures["chip"])
+    values["hw.temperature.ambient"] = _degrees("ambient", temperatures["ambient"])
     return values | _rails(data["power"], "voltage", "current", "power")
 
 
 def _streamed(data: Mapping[str, Any]) -> Values:
     values = {f"hw.voltage.VIN{n}": _volts(v) for n, v in enumerate(data["voltages"])}
-    values["hw.temperature.chip"] = _number("chipTemp", data["chipTemp"])
-    values["hw.temperature.ambient"] = _number("ambientTemp", data["ambientTemp"])
+    values["hw.temperature.chip"] = _degrees("chipTemp", data["chipTemp"])
+    values["hw.temperature.ambient"] = _degrees("ambientTemp", data["ambientTemp"])
     return values | _rails(data["power"], "v", "a", "w")
+
+
+def _degrees(key: str, value: Any) -> float:
+    """Absent where no probe is plugged in: the server scales the mark for that, too (by 100; 10 is right)."""
+    degrees = _number(key, value)
+    return math.nan if degrees in (wire.ABSENT / 10, wire.ABSENT / 100) else degrees
 
 
 def _volts(millivolts: Any) -> float:
