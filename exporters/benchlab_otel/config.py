@@ -125,7 +125,8 @@ class Benchlab:
 class BenchlabHttp:
     """BENCHLABs that LinuxSupportKit or pytools' FastAPI serves: URLs of servers, or of their devices.
 
-    `stream` (NDJSON, WebSocket) or polled at `rate_hz`; `key_file` holds the bearer key.
+    `stream` (NDJSON, WebSocket) or polled at `rate_hz`; of what is streamed faster than that, the newest
+    reading counts. `key_file` holds the bearer key.
     """
 
     rate_hz: Rate = 10.0
@@ -143,7 +144,10 @@ Uid = Annotated[str, Meta(pattern=r"^[^/#+\x00]+$", description="UIDs, such as 0
 
 @dataclass(frozen=True, slots=True)
 class BenchlabMqtt:
-    """BENCHLABs that pytools publishes; `uids` empty = the only one there is."""
+    """BENCHLABs that pytools publishes; `uids` empty = the only one there is.
+
+    Of what is published faster than `rate_hz`, the newest reading counts.
+    """
 
     rate_hz: Rate = 10.0
     broker: str = ""
