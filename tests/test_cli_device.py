@@ -71,7 +71,9 @@ def test_what_destroys_needs_a_flag_and_the_uid(emulator, arguments, opcode):
         (("fan", "1", "Speed=3"), "fields: FanMode, TempSource"),
         (("fan", "1", "FanMode=fast"), "expected temp_control, fixed, ext"),
         (("fan", "1", "Temp=3"), "expected 2 whole numbers"),
-        (("fan", "1", "FixedDuty=300"), "expected 0 to 255"),
+        (("fan", "1", "FixedDuty=101"), "FixedDuty: expected 0 to 100, not 101"),
+        (("fan", "1", "MinDuty=300"), "MinDuty: expected 0 to 100, not 300"),
+        (("rgb", "Red=256"), "Red: expected 0 to 255, not 256"),
         (("name", "a name that is much too long for it"), "at most 30 bytes"),
     ],
 )

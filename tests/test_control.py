@@ -1,6 +1,8 @@
 """Control of an emulated BENCHLAB over its pty: settings read back, lights by latency, fans by rule."""
 
 import contextlib
+import signal
+import subprocess
 import time
 from dataclasses import replace
 
@@ -21,6 +23,7 @@ from benchlab_otel.sources.benchlab_settings import Settings, pack, unpack
 from benchlab_otel.sources.reading import SourceError
 from conftest import wait_for
 from receiving import Receiver
+from test_cli_sources import PROGRAM, environment
 from test_device import drain, open_port
 
 TRUTH = Truth(Load(base={"PCIE1": 100.0}))
@@ -103,6 +106,13 @@ def test_a_name_that_would_overrun_the_field_is_refused():
         assert not emulator.opcodes[wire.WRITE_NAME]
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "nul\0", "\udcff"])
+def test_a_name_that_is_no_text_is_refused(name):
+    with device() as (emulator, settings), pytest.raises(ValueError, match="printable characters only"):
+        settings.set_name(name)
+    assert not emulator.opcodes[wire.WRITE_NAME]
+
+
 def test_a_refused_write_says_why():
     with device() as (_, settings), pytest.raises(SourceError, match="BAD_PARAMETER") as error:
         settings.set_rgb(7, settings.rgb(0))
@@ -159,8 +169,8 @@ def test_fields_are_packed_and_unpacked_and_kept_in_bounds():
     zero = bytes(layout.structs["FanConfigStruct"].itemsize)
     packed = pack(layout, "FanConfigStruct", zero, {"Temp": [-50, 700], "Duty": [20, 100]})
     assert unpack(layout, "FanConfigStruct", packed)["Temp"] == [-50, 700]
-    with pytest.raises(ValueError, match="Duty: expected 0 to 255"):
-        pack(layout, "FanConfigStruct", zero, {"Duty": [20, 300]})
+    with pytest.raises(ValueError, match="Duty: expected 0 to 100, not"):
+        pack(layout, "FanConfigStruct", zero, {"Duty": [20, 101]})
 
 
 # -- rules --------------------------------------------------------------------------------------
@@ -191,6 +201,31 @@ def test_rules_that_can_not_be_followed_are_refused_at_the_start(rule):
         sources.start(["benchlab"], Sources(benchlab=section), Receiver(), "s")
 
 
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [
+        ({"fans": ("1 power.gpu 0:20 9:100", "1 power.cpu 0:20 9:100")}, "expected one rule for a fan"),
+        (
+            {"light": True, "yellow_ms": 50.0, "red_ms": 40.0},
+            "expected yellow_ms up to red_ms, not 50 and 40",
+        ),
+    ],
+)
+def test_rules_that_contradict_each_other_are_refused_at_the_start(control, said):
+    section = Benchlab(control=config.Control(**control))
+    with pytest.raises(ValueError, match=said):
+        sources.start(["benchlab"], Sources(benchlab=section), Receiver(), "s")
+
+
+def test_a_rule_by_a_quantity_that_is_not_there_says_so_once(caplog):
+    rule = "1 power.gpuu 0:30 200:80"
+    with Emulator(TRUTH) as emulator, running(emulator, fans=(rule,), failsafe_duty=91) as found:
+        wait_for(lambda: duty(emulator) == (1, 91))
+        wait_for(lambda: found.health()[0].readings > 20)
+    said = "fan 1 stays at failsafe_duty: the device has no power.gpuu; did you mean power.gpu?"
+    assert caplog.text.count(said) == 1
+
+
 def test_nothing_is_written_unless_asked_for():
     with Emulator(TRUTH) as emulator:
         with running(emulator) as found:
@@ -214,6 +249,43 @@ def test_the_light_shows_latency_and_is_put_back():
             seconds[0] = 0.1
             wait_for(lambda: emulator.memory.config.rgb != before)
         assert emulator.memory.config.rgb == before
+
+
+def test_the_light_is_put_back_when_readings_fail():
+    board = Board(temperatures=[30.0])
+    with Emulator(TRUTH, "benchlab2", board=board) as emulator:
+        before = dict(emulator.memory.config.rgb)
+        with running(emulator, lambda: 0.1, light=True) as found:
+            wait_for(lambda: emulator.memory.config.rgb != before)
+            board.temperatures = [900.0]  # answers that can't be, until the end
+            wait_for(lambda: found.health()[0].failures["implausible"] > 2)
+        assert emulator.memory.config.rgb == before
+
+
+class Broken(Receiver):
+    """A sink that ends the reader's thread: it breaks its promise never to raise."""
+
+    broken = False
+
+    def traces(self, body: bytes) -> None:
+        if self.broken:
+            raise RuntimeError("full")
+        super().traces(body)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_everything_is_put_back_when_the_readers_thread_ends_by_a_defect():
+    control = config.Control(light=True, fans=("1 power.gpu 0:30 200:80",))
+    receiver = Broken()
+    with Emulator(TRUTH, "benchlab2") as emulator:
+        before = emulator.memory.config
+        section = Benchlab(ports=(str(emulator.path),), timeout_s=5.0, control=control)
+        found = sources.start(["benchlab"], Sources(benchlab=section), receiver, "s", latency=lambda: 0.1)
+        wait_for(lambda: duty(emulator) == (1, 55) and lights(emulator)[1:] == (255, 0, 0))
+        receiver.broken = True
+        wait_for(lambda: found.health()[0].failures["defect"])
+        wait_for(lambda: emulator.memory.config == before)
+        found.stop()
 
 
 def test_a_run_shows_the_latency_of_its_frames_on_the_device(tmp_path):
@@ -274,6 +346,35 @@ def test_fans_go_to_their_failsafe_when_readings_stop_and_resume_after():
             emulator.replug()
             wait_for(lambda: duty(emulator) == (1, 20))
         assert emulator.memory.config.fans == before  # not the fail-safe of between
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        (("export", "benchlab", "--metrics", "127.0.0.1:0"), signal.SIGTERM),
+        (("export", "benchlab", "--metrics", "127.0.0.1:0"), signal.SIGHUP),
+        (("run", "--source", "benchlab"), signal.SIGHUP),
+        (("record", "--", "sleep", "60"), signal.SIGTERM),
+        (("record", "--", "sleep", "60"), signal.SIGHUP),
+    ],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else value[0],
+)
+def test_fans_are_put_back_when_a_command_is_ended_or_its_terminal_closed(command, number, tmp_path):
+    with Emulator(TRUTH) as emulator:
+        before = dict(emulator.memory.config.fans)
+        own = environment(
+            XDG_STATE_HOME=str(tmp_path),
+            BENCHLAB_OTEL_SOURCES__ENABLED="benchlab",
+            BENCHLAB_OTEL_SOURCES__BENCHLAB__PORTS=str(emulator.path),
+            BENCHLAB_OTEL_SOURCES__BENCHLAB__TIMEOUT_S="5",
+            BENCHLAB_OTEL_SOURCES__BENCHLAB__CONTROL__FANS="1 power.gpu 0:30 200:80",
+            **{f"BENCHLAB_OTEL_HUB__{name}": "127.0.0.1:0" for name in ("GRPC", "HTTP", "METRICS")},
+        )
+        with subprocess.Popen([*PROGRAM, *command], env=own, stdout=subprocess.DEVNULL) as process:
+            wait_for(lambda: duty(emulator) == (1, 55))
+            process.send_signal(number)
+            process.wait(60)
+        assert emulator.memory.config.fans == before
 
 
 def test_a_firmware_that_refuses_ends_control_and_not_the_readings(caplog):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pwd
+import re
 import socket
 import subprocess
 import sys
@@ -90,7 +92,7 @@ def test_what_is_not_there_is_a_fault_only_where_it_was_named(tmp_path):
 
 def test_a_rate_that_can_not_be_reached_is_a_fault(tmp_path):
     root = unpack("epyc-2p-server", tmp_path)
-    done = run(root, "doctor", "hwmon", BENCHLAB_OTEL_SOURCES__HWMON__RATE_HZ="10000000")
+    done = run(root, "doctor", "hwmon", BENCHLAB_OTEL_SOURCES__HWMON__RATE_HZ="100000")
     assert done.returncode == 1
     assert "fix: set sources.hwmon.rate_hz to at most " in done.stdout
 
@@ -111,6 +113,13 @@ def test_the_report_names_versions_but_no_secrets_host_or_home(tmp_path):
     assert {"benchlab-otel", "python", "kernel", "distribution", "packages"} <= set(report["system"])
     assert [s["source"] for s in report["sources"]] == ["host", "hwmon"]
     assert all(s["readable"] and s["readings_per_second_set"] == 1.0 for s in report["sources"])
+
+
+def test_the_report_does_not_name_the_user(tmp_path, ordinary):
+    user = pwd.getpwuid(int(NOBODY) if ordinary else os.geteuid()).pw_name
+    done = run(tmp_path / user, "doctor", "hwmon", prefix=ordinary, HOME=str(tmp_path))
+    assert "USER/class/hwmon: no sensors" in done.stdout
+    assert not re.search(rf"\b{user}\b", done.stdout)
 
 
 def test_devices_has_every_gpu_also_the_one_that_sleeps(tmp_path):

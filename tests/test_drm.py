@@ -56,16 +56,22 @@ def test_a_cards_counter_that_stays_at_0_gives_way_to_the_chips(tmp_path):
     assert "hw.energy.gpu-pkg" not in values
 
 
-def test_a_counter_that_fell_began_again_and_what_came_before_is_kept(tmp_path):
+@pytest.mark.parametrize(
+    ("microjoules", "reason", "said"),
+    [("0", "reset", "a counter began again"), ("9" * 18, "implausible", "energy rose by more than 100000 W")],
+)
+def test_a_counter_that_can_not_be_ends_the_readings_and_what_came_before_is_kept(
+    microjoules, reason, said, tmp_path
+):
     root = unpack(INTEL, tmp_path)
     with opened(root) as reader:
         replies = [reader.read()]
-        write(root / ARC / "hwmon/hwmon0/energy1_input", "0")
+        write(root / ARC / "hwmon/hwmon0/energy1_input", microjoules)
         decoded = reader.decode([*replies, reader.read()])
         assert len(next(decoded).values) == 1
-        with pytest.raises(SourceError, match="a counter began again") as error:
+        with pytest.raises(SourceError, match=said) as error:
             next(decoded)
-    assert error.value.reason == "reset"
+    assert error.value.reason == reason
 
 
 def test_a_gpu_that_sleeps_is_not_woken(tmp_path):

@@ -86,6 +86,13 @@ def test_a_chip_that_comes_is_found_and_one_that_goes_leaves_no_values(tmp_path)
     assert all(resource["benchlab.simulated"] is True for resource, *_ in receiver.spans)
 
 
+def test_a_folder_without_a_number_is_no_chip(tmp_path):
+    root = unpack(DESKTOP, tmp_path)
+    (root / "class/hwmon/hwmonitor").mkdir()
+    with opened(root) as reader:
+        assert read_one(reader)[TCTL] == 61.25
+
+
 def test_no_chips_is_absent_and_says_how_to_find_drivers(tmp_path):
     with pytest.raises(SourceError, match="no sensors") as error, opened(tmp_path):
         pass

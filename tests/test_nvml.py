@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,8 @@ from hypothesis import strategies as st
 from benchlab_otel.align.attribution.counters import clean
 from benchlab_otel.model import Readings
 from benchlab_otel.sources import nvml
-from conftest import need
+from conftest import need, wait_for
+from test_cli_sources import PROGRAM
 
 FOLDER = Path(__file__).parent / "nvml"
 FULL = (FOLDER / "full.txt").read_text()
@@ -297,6 +301,7 @@ def test_a_gpu_that_is_lost_before_it_is_opened_does_not_hide_the_others(ask):
     assert gone["address"] == "1"
     assert gone["error"]["reason"] == "lost"
     assert "dmesg" in gone["error"]["fix"]
+    assert "a reset ends everything that runs on the GPU" in gone["error"]["risk"]
 
 
 def test_a_gpu_without_meter_that_is_lost_is_noticed_too(ask):
@@ -323,6 +328,31 @@ def test_slow_values_go_on_and_do_not_hold_up_samples(ask):
     assert gaps.max() < 1.5
 
 
+def test_a_call_that_hangs_freezes_no_values_and_does_not_keep_the_command_from_ending(library, tmp_path):
+    script = tmp_path / "hangs.txt"
+    script.write_text(
+        gpu("energy_mj @5000:300000:20", "utilization 5", "memory_utilization 5", "pcie_0 5 ~120000 6")
+    )
+    own = environment(library, NVML_STUB=str(script))
+    command = [*PROGRAM, "export", "nvml", "--metrics", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as process:
+        url = process.stdout.readline().split()[1]
+
+        def shown() -> set[str]:
+            with urllib.request.urlopen(url) as answer:
+                return set(re.findall(r"^hw_\w+", answer.read().decode(), re.M))
+
+        try:
+            wait_for(lambda: {"hw_energy_joules_total", "hw_gpu_utilization_ratio"} <= shown())
+            wait_for(
+                lambda: "hw_energy_joules_total" in shown() and "hw_gpu_utilization_ratio" not in shown()
+            )
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
 # -- no driver --------------------------------------------------------------------------------
 
 
@@ -341,6 +371,8 @@ def test_a_driver_that_gives_no_gpu_names_the_fix(ask, script, reason, fix):
     (told,) = ask(script, readings=1)
     assert told["error"]["reason"] == reason
     assert fix in told["error"]["fix"]
+    if fix in ("modprobe nvidia", "/dev/nvidiactl"):
+        assert told["error"]["risk"]
     assert not told["samples"]
 
 

@@ -164,8 +164,9 @@ def test_one_zone_without_a_range_is_left_out_and_named(tmp_path):
         assert "max_energy_range_uj: No such file or directory" in reader.device.description
 
 
-def test_no_zone_that_can_be_read_says_why(tmp_path):
-    zone(tmp_path, "0", "package-0", 1, limit="many")
+@pytest.mark.parametrize("limit", ["many", "0", "-1", "9" * 30])
+def test_no_zone_that_can_be_read_says_why(limit, tmp_path):
+    zone(tmp_path, "0", "package-0", 1, limit=limit)
     with (
         pytest.raises(SourceError, match="max_energy_range_uj: expected a number") as error,
         opened(tmp_path),
@@ -212,6 +213,17 @@ def test_a_counter_that_is_no_number_is_refused(tmp_path, text):
         (folder / "energy_uj").write_text(text, "latin-1")
         with pytest.raises(SourceError, match="intel-rapl:0: expected a number of microjoules"):
             reader.read()
+
+
+def test_a_counter_beyond_its_bits_is_refused_also_when_it_is_opened(tmp_path):
+    file = zone(tmp_path, "0", "package-0", 1) / "energy_uj"
+    with opened(tmp_path) as reader:
+        file.write_text("9" * 30)
+        with pytest.raises(SourceError, match=r"below 2\^63"):
+            read_one(reader)
+    with pytest.raises(SourceError, match=r"below 2\^63") as error, opened(tmp_path):
+        pass
+    assert error.value.reason == "garbled"
 
 
 def test_a_tree_outside_sysfs_is_simulated_and_its_samples_say_so(tmp_path, golden):

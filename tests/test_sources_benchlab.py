@@ -358,15 +358,37 @@ except benchlab.SourceError as error:
         assert same_process.value.reason == "busy"
 
 
-def test_a_tool_that_takes_no_lock_is_found_too():
+def test_a_tool_that_takes_no_lock_is_found_too_and_its_secrets_are_not_told():
     with Emulator(TRUTH) as emulator:
         program = "import sys; f = open(sys.argv[1], 'rb'); print('open', flush=True); sys.stdin.read()"
-        command = [sys.executable, "-c", program, str(emulator.path)]
+        command = [sys.executable, "-c", program, str(emulator.path), "--key=hunter2"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
             assert other.stdout.readline() == b"open\n"
-            with pytest.raises(SourceError, match=f"process {other.pid}"):
+            with pytest.raises(SourceError, match=f"process {other.pid} [(]python") as error:
                 open_reader(emulator)
+            assert "hunter2" not in str(error.value)
             other.stdin.close()
+
+
+def test_a_port_that_this_user_may_not_open_names_the_rule_and_what_it_opens_up():
+    with Emulator(TRUTH) as emulator, without_rights(emulator.path):
+        with pytest.raises(SourceError, match="no permission") as error:
+            open_reader(emulator)
+        assert error.value.reason == "unreadable"
+        assert 'ATTRS{idVendor}=="0483", ATTRS{idProduct}=="5740"' in error.value.fix
+        assert "can also set the device's fans" in error.value.risk
+
+
+@contextlib.contextmanager
+def without_rights(path):
+    """A path that this process may not open, root's rights being laid down."""
+    path.chmod(0)
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/nonexistent/ttyACM0"])
@@ -401,6 +423,17 @@ def test_another_board_with_the_same_usb_ids_gets_one_zero_byte_and_is_named(ans
     assert received == [b"\0"]
 
 
+@pytest.mark.parametrize(("product", "known"), [("original", "0x10 fw 6"), ("benchlab2", "0x11 fw 7")])
+def test_an_unknown_firmware_is_refused_with_those_that_are_known(product, known):
+    with Emulator(TRUTH, product) as emulator:
+        emulator.layout = replace(emulator.layout, firmware=99)
+        with pytest.raises(SourceError, match=f"no contract for .* firmware 99; known: .*{known}") as error:
+            open_reader(emulator)
+        assert error.value.reason == "unknown"
+        assert "benchlab-pycore" in error.value.fix
+        assert not emulator.opcodes[wire.READ_SENSORS]
+
+
 @pytest.mark.parametrize("product", ["original", "benchlab2"])
 def test_an_answer_out_of_step_by_any_number_of_bytes_is_implausible(product):
     with Emulator(TRUTH, product) as emulator:
@@ -413,6 +446,29 @@ def test_an_answer_out_of_step_by_any_number_of_bytes_is_implausible(product):
     assert [by for by, row in enumerate(shifted) if not benchlab_values.implausible(row, layout)[1]] == [0]
     together = np.concatenate([shifted[0], shifted[0], shifted[8], shifted[0], shifted[5]])
     assert benchlab_values.implausible(together, layout)[0] == 2  # the first of them
+
+
+@pytest.mark.parametrize(
+    ("rail", "field", "value", "said"),
+    [
+        ("ATX3V", "Voltage", 6_601, "twice its voltage"),
+        ("ATX5VSB", "Voltage", 10_001, "twice its voltage"),
+        ("HPWR1_W2", "Voltage", 24_001, "twice its voltage"),
+        ("EPS1", "Voltage", -501, "below -0.5 V"),
+        ("PCIE1", "Current", 500_001, "more than 500.0 A"),
+        ("PCIE1", "Power", -5_000_001, "more than 5000.0 W"),
+    ],
+)
+def test_each_rail_has_bounds(rail, field, value, said):
+    layout = wire.layout(0x11, 7)
+    sensors = np.zeros(2, layout.sensors)
+    row = layout.rails.index(rail)
+    sensors["PowerReadings"][field][:, row] = value - 1 if value > 0 else value + 1
+    assert benchlab_values.implausible(sensors, layout) == (2, "")
+    sensors["PowerReadings"][field][1, row] = value
+    n, problem = benchlab_values.implausible(sensors, layout)
+    assert n == 1
+    assert said in problem
 
 
 @given(st.data())

@@ -1,7 +1,10 @@
 """BENCHLAB over HTTP: pytools' own server on an emulated device, LinuxSupportKit as its API is written."""
 
 import contextlib
+import itertools
 import json
+import math
+import re
 import socket
 import threading
 import time
@@ -19,7 +22,8 @@ from benchlab_otel.sources import benchlab_http, benchlab_json
 from benchlab_otel.sources.reading import SourceError
 from conftest import wait_for
 from pytools import pytools
-from receiving import Receiver
+from receiving import Receiver, read_one
+from test_cli_sources import run
 
 TRUTH = Truth(Load(base={"EPS1": 50.0, "PCIE1": 44.0, "HPWR1": 120.0, "ATX12V": 20.0}))
 KEY = "a secret key"
@@ -98,7 +102,8 @@ def test_the_zeros_of_a_device_that_pytools_lost_are_no_readings(served):
 
 def kit_reading(streamed: bool, **changes) -> dict:
     """A reading as Program.cs of LinuxSupportKit makes it (its API is a paper specification)."""
-    power = [(12.0, 1.0 + n, 12.0 + 12.0 * n) for n in range(11)]
+    volts = wire.NOMINAL_VOLTS.values()
+    power = [(v, 1.0 + n, 12.0 + 12.0 * n) for n, v in enumerate(volts)]
     fans = [{"channel": n, "enabled": n == 0, "duty": 40, "rpm": 900} for n in range(9)]
     reading = {"device": "/dev/ttyACM0", "timestamp": f"{time.time()}", "humidity": 41.5, "fans": fans}
     if streamed:
@@ -116,6 +121,8 @@ class Kit(BaseHTTPRequestHandler):
     """The part of LinuxSupportKit's service that a client needs, with a bearer key."""
 
     change: dict = {}
+    every_s = 0.02  # of the stream
+    slow_s = 0.0  # a reading that is asked for
 
     def do_GET(self) -> None:
         if self.headers.get("Authorization") != f"Bearer {KEY}":
@@ -131,6 +138,8 @@ class Kit(BaseHTTPRequestHandler):
         }
         if self.path == "/stream?device=ttyACM0":
             return self.stream()
+        if self.path.endswith("/sensors"):
+            time.sleep(self.slow_s)
         return self.answer(200 if self.path in answers else 404, answers.get(self.path, {"error": "none"}))
 
     def answer(self, status: int, body) -> None:
@@ -146,15 +155,15 @@ class Kit(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             for _ in range(200):
                 self.wfile.write(json.dumps(kit_reading(streamed=True, **self.change)).encode() + b"\n")
-                time.sleep(0.02)
+                time.sleep(self.every_s)
 
     def log_message(self, *_) -> None:
         pass
 
 
 @contextlib.contextmanager
-def kit(**change):
-    handler = type("Kit", (Kit,), {"change": change})
+def kit(every_s: float = Kit.every_s, slow_s: float = Kit.slow_s, **change):
+    handler = type("Kit", (Kit,), {"change": change, "every_s": every_s, "slow_s": slow_s})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -187,11 +196,45 @@ def test_what_linux_support_kit_serves_is_exported(stream, key_file, golden):
     assert "benchlab.simulated" not in resource
 
 
+@pytest.mark.parametrize("absent", [327.67, 3276.7])
+def test_an_input_without_a_probe_is_absent_and_the_rest_is_read(absent, key_file):
+    degrees = {"chip": 40.0, "ambient": 23.0, "sensors": [30.0, absent, 32.0, absent]}
+    settings = BenchlabHttp(key_file=key_file, stream=False, timeout_s=20.0)
+    with (
+        kit(temperatures=degrees) as url,
+        contextlib.closing(benchlab_http.open_reader(settings, url)) as reader,
+    ):
+        values = read_one(reader)
+    found = [values[f"hw.temperature.TS{n}"] for n in range(1, 5)]
+    assert found == pytest.approx([30.0, math.nan, 32.0, math.nan], nan_ok=True)
+    assert values["hw.power.cpu"] == 36.0
+
+
+def test_what_is_streamed_faster_than_it_is_read_does_not_pile_up(key_file):
+    settings = BenchlabHttp(key_file=key_file, timeout_s=20.0)
+    replies = []
+
+    def read_to_the_end(reader) -> None:
+        while True:
+            time.sleep(0.05)
+            replies.append(reader.read())
+
+    with (
+        kit(every_s=0.0) as url,
+        contextlib.closing(benchlab_http.open_reader(settings, url)) as reader,
+        pytest.raises(SourceError, match="the stream ended"),
+    ):
+        read_to_the_end(reader)
+    assert 0 < len(replies) < 100  # of 200
+    assert all(a.end_ns <= b.start_ns <= b.end_ns for a, b in itertools.pairwise(replies))
+
+
 @pytest.mark.parametrize(
     ("change", "reason", "said"),
     [
         ({"error": "Timeout"}, "lost", "the server says: Timeout"),
-        ({"power": [{"voltage": 612.0, "current": 1, "power": 1}] * 11}, "implausible", "outside -0.5 to 60"),
+        ({"power": [{"voltage": 612.0, "current": 1, "power": 1}] * 11}, "implausible", "outside -0.5 to 24"),
+        ({"power": [{"voltage": 12.0, "current": 1, "power": 12}] * 11}, "implausible", "ATX3V is 12"),
         ({"power": [{"voltage": 12.0, "current": 1, "power": 900}] * 11}, "implausible", "hw.power.system"),
         ({"power": "none"}, "garbled", "not a reading"),
         ({"humidity": "wet"}, "garbled", "humidity: expected a number"),
@@ -218,11 +261,44 @@ def test_a_key_is_asked_for_and_never_shown(key_file, caplog):
     assert KEY not in caplog.text
 
 
-@pytest.mark.parametrize("url", ["", "nowhere", "http://127.0.0.1:1"])
+NO_URLS = ["nowhere", "http://127.0.0.1:99999", "http://127.0.0.1:eighty", "http://[::1", "http://a b"]
+NO_SERVERS = ["http://127.0.0.1:1", f"http://{'a' * 70}.invalid", "http://127.0.0.1:1/devices/ttyACM0"]
+
+
+@pytest.mark.parametrize("url", ["", *NO_URLS, *NO_SERVERS])
 def test_no_server_says_what_to_do(url):
     with pytest.raises(SourceError) as error:
         benchlab_http.open_reader(BenchlabHttp(timeout_s=1.0), url)
     assert error.value.fix
+
+
+@pytest.mark.parametrize("key", ["schlüssel ☃", "two\nlines"])
+def test_a_key_that_can_not_be_sent_is_refused_without_showing_it(key, tmp_path):
+    file = tmp_path / "key"
+    file.write_text(key)
+    with pytest.raises(SourceError, match=r"key_file: .*: expected one line of ASCII") as error:
+        benchlab_http.open_reader(BenchlabHttp(key_file=str(file)), "http://127.0.0.1:1")
+    assert error.value.reason == "unreadable"
+    assert key not in str(error.value)
+
+
+def test_a_password_in_a_url_is_shown_nowhere(caplog):
+    with exporting("http://lab:hunter2@127.0.0.1:1/devices/ttyACM0") as (running, receiver):
+        wait_for(lambda: running.health()[0].failures["unreadable"])
+        (health,) = running.health()
+    assert "key_file" in health.fix
+    told = [*(str(labels) for *_, labels, _ in receiver.points), str(health), caplog.text]
+    assert "…@127.0.0.1" in " ".join(told)
+    assert "hunter2" not in " ".join(told)
+
+
+def test_a_rate_below_one_reading_a_second_is_told_as_one_that_can_be_set(key_file):
+    with kit(slow_s=2.2) as url:
+        own = {"URLS": url, "KEY_FILE": key_file, "STREAM": "false", "TIMEOUT_S": "30"}
+        variables = {f"BENCHLAB_OTEL_SOURCES__BENCHLAB_HTTP__{name}": value for name, value in own.items()}
+        done = run("doctor", "benchlab_http", **variables)
+    assert done.returncode == 1
+    assert re.search(r"fix: set sources.benchlab_http.rate_hz to at most 0\.[1-9]", done.stdout)
 
 
 # -- values -------------------------------------------------------------------------------------
@@ -237,6 +313,22 @@ JSON = st.recursive(
 def test_any_json_is_a_reading_or_a_clear_refusal(data, values):
     with pytest.raises(SourceError):
         benchlab_json.row([], values(data))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 100_000, "not JSON"),
+        (f'{{"SYS_Power": 5, "EPS1_Current": {"9" * 400}}}', "hw.current.rail.EPS1 is inf"),
+        ('{"SYS_Power": 5, "EPS1_Current": -1e308}', "hw.current.rail.EPS1 is -1e[+]308"),
+        ('{"SYS_Power": 5, "Fan1_RPM": -7, "Fan1_Status": 1}', "hw.fan.speed.1 is -7"),
+        ('{"SYS_Power": 5, "Fan1_RPM": 7, "Fan1_Status": 3}', "hw.fan.enabled.1 is 3"),
+    ],
+)
+def test_numbers_that_can_not_be_and_text_that_is_too_deep_are_refused(text, said):
+    fields = benchlab_json.fields_of(wire.layout(0x11, 7), "x")
+    with pytest.raises(SourceError, match=said):
+        benchlab_json.row(fields, benchlab_json.from_pytools(benchlab_json.parse("x", text)))
 
 
 def test_a_welcome_is_no_uid():

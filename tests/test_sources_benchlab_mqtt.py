@@ -16,7 +16,7 @@ from benchlab_otel.sources import benchlab_mqtt
 from benchlab_otel.sources.reading import SourceError
 from conftest import free_ports, need, wait_for
 from pytools import pytools
-from receiving import Receiver
+from receiving import Receiver, read_one
 
 TRUTH = Truth(Load(base={"EPS1": 50.0, "PCIE1": 44.0}))
 
@@ -112,6 +112,31 @@ def test_old_messages_are_no_readings_and_silence_is_told(broker):
             assert not receiver.samples()
 
 
+def test_what_is_published_faster_than_it_is_read_does_not_pile_up(broker):
+    with publisher(broker) as publish:
+        publish("fast/AB01/info", INFO, retain=True)
+        with contextlib.closing(benchlab_mqtt.open_reader(settings(broker, prefix="fast"), "")) as reader:
+            for number in range(1, 201):
+                publish("fast/AB01/telemetry", {"SYS_Power": float(number), "Vdd": 3.3})
+            watts: list[float] = []
+            while watts[-1:] != [200.0]:
+                watts.append(read_one(reader)["hw.power.system"])
+    assert len(watts) < 100
+
+
+def test_another_device_that_begins_to_publish_is_not_taken_for_the_one_that_is_read(broker):
+    with publisher(broker) as publish:
+        publish("later/AB01/info", INFO, retain=True)
+        with contextlib.closing(benchlab_mqtt.open_reader(settings(broker, prefix="later"), "")) as reader:
+            publish("later/AB02/info", INFO, retain=True)
+            publish("later/AB02/telemetry", {"SYS_Power": 2.0, "Vdd": 3.3})
+            publish("later/AB01/telemetry", {"SYS_Power": 1.0, "Vdd": 3.3})
+            assert read_one(reader)["hw.power.system"] == 1.0
+            publish("later/AB02/telemetry", {"SYS_Power": 2.0, "Vdd": 3.3})
+            publish("later/AB01/telemetry", {"SYS_Power": 1.5, "Vdd": 3.3})
+            assert read_one(reader)["hw.power.system"] == 1.5
+
+
 def test_several_devices_are_to_be_named(broker):
     with publisher(broker) as publish:
         for uid in ("AB01", "AB02"):
@@ -123,6 +148,9 @@ def test_several_devices_are_to_be_named(broker):
         publish("two/AB03/info", {"ProductId": 0x77, "FwVersion": 1}, retain=True)
         with pytest.raises(SourceError, match="no contract"):
             benchlab_mqtt.open_reader(settings(broker, prefix="two"), "AB03")
+        publish("two/AB04/info", {"ProductId": "0x11", "FwVersion": 7}, retain=True)
+        with pytest.raises(SourceError, match="not a device's information"):
+            benchlab_mqtt.open_reader(settings(broker, prefix="two"), "AB04")
 
 
 def test_what_is_wrong_with_the_broker_is_told(broker):
@@ -130,7 +158,13 @@ def test_what_is_wrong_with_the_broker_is_told(broker):
         benchlab_mqtt.open_reader(settings(broker, password_file=""), "")
     with pytest.raises(SourceError, match="refused"):
         benchlab_mqtt.open_reader(BenchlabMqtt(broker="127.0.0.1:1"), "")
-    with pytest.raises(SourceError, match="expected HOST:PORT"):
-        benchlab_mqtt.open_reader(BenchlabMqtt(broker="localhost"), "")
+    for wrong in ("localhost", "localhost:0", "localhost:99999", ":1883"):
+        with pytest.raises(SourceError, match="expected HOST:PORT"):
+            benchlab_mqtt.open_reader(BenchlabMqtt(broker=wrong), "")
+    with pytest.raises(SourceError, match="label empty or too long"):
+        benchlab_mqtt.open_reader(BenchlabMqtt(broker=f"{'a' * 70}.invalid:1"), "")
+    with pytest.raises(SourceError, match="expected HOST:PORT, no user") as error:
+        benchlab_mqtt.open_reader(BenchlabMqtt(broker="lab:hunter2@localhost:1883"), "")
+    assert "hunter2" not in str(error.value)
     with pytest.raises(SourceError, match="no broker is set"):
         benchlab_mqtt.open_reader(BenchlabMqtt(), "")

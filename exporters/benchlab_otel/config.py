@@ -21,10 +21,13 @@ from msgspec import Meta
 PREFIX = "BENCHLAB_OTEL_"
 FILE_VARIABLE = "BENCHLAB_OTEL_CONFIG"
 
-Address = Annotated[str, Meta(pattern=r"^\S+:\d{1,5}$", description="host:port, such as 127.0.0.1:4317")]
+_PORT = r"(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
+Address = Annotated[str, Meta(pattern=rf"^\S+:{_PORT}$", description="host:port, such as 127.0.0.1:4317")]
 Pair = Annotated[str, Meta(pattern=r"^[^:]+:[^:]+$", description="from:to, such as ingress:display")]
-Positive = Annotated[float, Meta(gt=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e9)]  # the upper bounds are there to refuse infinity
+NotNegative = Annotated[float, Meta(ge=0, le=1e9)]
+Rate = Annotated[float, Meta(gt=0, le=100_000)]  # Hz; more than any source reaches
+Timeout = Annotated[float, Meta(gt=0, le=3600)]  # s
 
 
 def _state_directory() -> Path:
@@ -70,7 +73,7 @@ class Align:
 FanRule = Annotated[
     str,
     Meta(
-        pattern=r"^[1-9] \S+ -?[\d.]+:\d+ -?[\d.]+:\d+$",
+        pattern=r"^[1-9] \S+ -?\d+(\.\d+)?:\d{1,3} -?\d+(\.\d+)?:\d{1,3}$",
         description="FAN QUANTITY LOW:DUTY HIGH:DUTY, such as 1 temperature.TS1 30:20 60:100",
     ),
 ]
@@ -81,10 +84,12 @@ Percent = Annotated[int, Meta(ge=0, le=100)]
 class Control:
     """What a BENCHLAB is told while it is read; nothing unless asked for, and undone in the end.
 
-    `light`: its RGB shows the mean latency of the latest frames: green, yellow from `yellow_ms`, red
-    from `red_ms`, and back `hysteresis` below. `fans`: from LOW to HIGH of a quantity (a sample's
-    attribute without `hw.`, such as `power.gpu`) the duty goes from one to the other, never below
-    `least_duty`; `failsafe_duty` where the quantity is not known.
+    `light`: its RGB shows the mean latency of the latest frames (of `run` and `record`, which align
+    them): green, yellow from `yellow_ms`, red from `red_ms`, and back `hysteresis` below. `fans`: from
+    LOW to HIGH of a quantity (a sample's attribute without `hw.`, such as `power.gpu`) the duty goes from
+    one to the other, never below `least_duty`; `failsafe_duty` where the quantity is not known, and from
+    a failed reading to the next good one. After a `kill -9`, or an end before that next one:
+    `benchlab-otel device restore`.
     """
 
     light: bool = False
@@ -105,11 +110,11 @@ class Benchlab:
     `compare_calibration` the factory's table is in force for a moment when a device is opened.
     """
 
-    rate_hz: Positive = 20.0
+    rate_hz: Rate = 20.0
     ports: tuple[str, ...] = ()
     lag_ms: NotNegative | None = None
     window_ms: NotNegative | None = None
-    timeout_s: Positive = 0.25
+    timeout_s: Timeout = 0.25
     simulated: bool = False
     compare_calibration: bool = False
     sysfs: Path = Path("/sys")
@@ -120,35 +125,45 @@ class Benchlab:
 class BenchlabHttp:
     """BENCHLABs that LinuxSupportKit or pytools' FastAPI serves: URLs of servers, or of their devices.
 
-    `stream` (NDJSON, WebSocket) or polled at `rate_hz`; `key_file` holds the bearer key.
+    `stream` (NDJSON, WebSocket) or polled at `rate_hz`; of what is streamed faster than that, the newest
+    reading counts. `key_file` holds the bearer key.
     """
 
-    rate_hz: Positive = 10.0
+    rate_hz: Rate = 10.0
     urls: tuple[str, ...] = ()
     stream: bool = True
     key_file: str = ""
-    timeout_s: Positive = 5.0
+    timeout_s: Timeout = 5.0
+
+
+Topic = Annotated[
+    str, Meta(pattern=r"^[^#+\x00]+$", description="a topic without wildcards, such as benchlab")
+]
+Uid = Annotated[str, Meta(pattern=r"^[^/#+\x00]+$", description="UIDs, such as 0102030405060708090A0B0C")]
 
 
 @dataclass(frozen=True, slots=True)
 class BenchlabMqtt:
-    """BENCHLABs that pytools publishes; `uids` empty = the only one there is."""
+    """BENCHLABs that pytools publishes; `uids` empty = the only one there is.
 
-    rate_hz: Positive = 10.0
+    Of what is published faster than `rate_hz`, the newest reading counts.
+    """
+
+    rate_hz: Rate = 10.0
     broker: str = ""
-    uids: tuple[str, ...] = ()
-    prefix: str = "benchlab"
+    uids: tuple[Uid, ...] = ()
+    prefix: Topic = "benchlab"
     username: str = ""
     password_file: str = ""
     tls: bool = False
-    timeout_s: Positive = 5.0
+    timeout_s: Timeout = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Rapl:
     """RAPL energy counters of the processor; `sysfs` is another path in containers (/host/sys)."""
 
-    rate_hz: Positive = 100.0
+    rate_hz: Rate = 100.0
     sysfs: Path = Path("/sys")
 
 
@@ -156,7 +171,7 @@ class Rapl:
 class Hwmon:
     """Temperatures, fans, voltages and power of the kernel's sensor chips; some chips are slow to read."""
 
-    rate_hz: Positive = 1.0
+    rate_hz: Rate = 1.0
     sysfs: Path = Path("/sys")
 
 
@@ -164,7 +179,7 @@ class Hwmon:
 class Drm:
     """AMD and Intel GPUs by sysfs."""
 
-    rate_hz: Positive = 20.0
+    rate_hz: Rate = 20.0
     sysfs: Path = Path("/sys")
 
 
@@ -172,7 +187,7 @@ class Drm:
 class PowerSupply:
     """Batteries and USB-PD ports."""
 
-    rate_hz: Positive = 1.0
+    rate_hz: Rate = 1.0
     sysfs: Path = Path("/sys")
 
 
@@ -184,7 +199,7 @@ class Host:
     all their children, and those of `pids` and `cgroups` (paths below /sys/fs/cgroup).
     """
 
-    rate_hz: Positive = 1.0
+    rate_hz: Rate = 1.0
     procfs: Path = Path("/proc")
     sysfs: Path = Path("/sys")
     pids: tuple[int, ...] = ()
@@ -195,7 +210,7 @@ class Host:
 class Nvml:
     """NVIDIA GPUs: energy and power at `rate_hz`, all else once a second."""
 
-    rate_hz: Positive = 50.0
+    rate_hz: Rate = 50.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,8 @@ def _read(address: str, readings: int, pause_s: float, at_once: bool) -> dict:
                     waiting = []
                 time.sleep(pause_s)
     except SourceError as error:
-        told["error"] = {"reason": error.reason, "message": str(error), "fix": error.fix}
+        told["error"] = {name: getattr(error, name) for name in ("reason", "fix", "risk")}
+        told["error"]["message"] = str(error)
     return told
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from contextlib import ExitStack
 
 from benchlab_otel.cli.clock_watch import ClockWatch
 from benchlab_otel.cli.errors import Failure, UserError
 from benchlab_otel.cli.live import LiveAligner, own_resource
-from benchlab_otel.cli.options import host_port, lost_words, set_up_logging
+from benchlab_otel.cli.options import host_port, lost_words, set_up_logging, told_to_end
 from benchlab_otel.config import Settings
 from benchlab_otel.hub.grpc import GrpcServer
 from benchlab_otel.hub.http import HttpServer, otlp_app
@@ -43,9 +42,7 @@ def serve(settings: Settings) -> None:
     results could not be delivered.
     """
     set_up_logging()
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = told_to_end()
     client = _client()
     try:
         _align_until(stop, settings, client)

@@ -52,9 +52,11 @@ def command(
 def look(names: Sequence[str], settings: Settings) -> list[sources.Finding]:
     """What the named sources find here, "absent" where that is nothing; UserError for a name that is none."""
     try:
-        return [found for name in names for found in sources.look(name, settings.sources) or [_nothing(name)]]
+        for name in names:
+            sources.load(name)
     except ValueError as error:
         raise UserError(str(error)) from None
+    return [found for name in names for found in sources.look(name, settings.sources) or [_nothing(name)]]
 
 
 def _nothing(name: str) -> sources.Finding:

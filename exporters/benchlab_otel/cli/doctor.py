@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import grp
+import math
 import os
 import platform
+import pwd
 import re
 import socket
 import sys
@@ -87,8 +89,14 @@ def _told(f: sources.Finding, wanted: float, named: bool) -> Iterator[str]:
         yield f"{mark} {f.source}: {f.device.description} ({f.device.hw_id}{simulated})"
         yield f"    readable; {f.rate_hz:,.0f} readings/s are possible, {wanted:g} are set"
         if f.rate_hz < wanted:
-            yield f"    fix: set sources.{f.source}.rate_hz to at most {f.rate_hz:.0f}"
+            yield f"    fix: set sources.{f.source}.rate_hz to at most {_rounded_down(f.rate_hz):g}"
             yield "    risk: none; readings that come late are skipped, not made up"
+
+
+def _rounded_down(rate: float) -> float:
+    """To two digits."""
+    step = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return math.floor(rate / step) * step
 
 
 # -- the system -------------------------------------------------------------------------------
@@ -141,7 +149,7 @@ def _user() -> str:
 
 
 def _anonymous(text: str) -> str:
-    """The text without the names of the host and of the user's home."""
+    """The text without the names of the host, of the user and of the user's home."""
     for word, stands_in in _names():
         text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", stands_in, text)
     return text
@@ -150,4 +158,7 @@ def _anonymous(text: str) -> str:
 def _names() -> Sequence[tuple[str, str]]:
     host, home = socket.gethostname(), os.path.expanduser("~")  # noqa: PTH111 - may be no path at all
     names = [(host, "HOST"), (host.partition(".")[0], "HOST"), (home, "~")]
+    with suppress(KeyError):  # a container's user may have no name
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        names += [(user, "USER")] if user != "root" else []
     return [(word, stands_in) for word, stands_in in names if len(word) > 1 and word != sys.platform]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import math
 import sys
 import threading
 from enum import StrEnum
@@ -12,10 +12,12 @@ from typing import Annotated
 import typer
 
 from benchlab_otel import wire
+from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.simulate.device import Emulator, Meter
 from benchlab_otel.simulate.truth import Load, Truth
 
+MAX_WATTS = 5000.0  # readers take no more for true
 DEFAULT_WATTS = ("EPS1=45", "ATX12V=15", "PCIE1=35")
 
 
@@ -47,27 +49,30 @@ def command(
         typer.Option(metavar="RAIL=W", help=f"Power of a rail (default: {' '.join(DEFAULT_WATTS)})."),
     ] = None,
     noise: Annotated[
-        float, typer.Option(metavar="W", min=0, help="Noise of each reading, standard deviation.")
+        float,
+        typer.Option(metavar="W", min=0, max=MAX_WATTS, help="Noise of each reading, standard deviation."),
     ] = 0.0,
     width_ms: Annotated[
-        float, typer.Option(metavar="MS", min=0, help="The meter averages over this time.")
+        float, typer.Option(metavar="MS", min=0, max=1e6, help="The meter averages over this time.")
     ] = 0.0,
     lag_ms: Annotated[
-        float, typer.Option(metavar="MS", min=0, help="The meter reports the past by this much.")
+        float, typer.Option(metavar="MS", min=0, max=1e6, help="The meter reports the past by this much.")
     ] = 0.0,
-    delay_ms: Annotated[float, typer.Option(metavar="MS", min=0, help="Time from request to answer.")] = 0.0,
+    delay_ms: Annotated[
+        float, typer.Option(metavar="MS", min=0, max=1e6, help="Time from request to answer.")
+    ] = 0.0,
     jitter_ms: Annotated[
-        float, typer.Option(metavar="MS", min=0, help="Up to this much more, at random.")
+        float, typer.Option(metavar="MS", min=0, max=1e6, help="Up to this much more, at random.")
     ] = 0.0,
     fault: Annotated[
         Fault | None,
         typer.Option(metavar="FAULT", help=f"Goes wrong in this way, again and again: {', '.join(Fault)}."),
     ] = None,
     fault_every: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="From one fault to the next.")
+        float, typer.Option(metavar="SECONDS", min=0.1, max=1e6, help="From one fault to the next.")
     ] = 10.0,
     fault_for: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="How long each fault lasts.")
+        float, typer.Option(metavar="SECONDS", min=0.1, max=1e6, help="How long each fault lasts.")
     ] = 2.0,
     path: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Where the port appears (default: a new folder).")
@@ -89,9 +94,7 @@ def command(
         emulator = Emulator(truth, product.value, firmware, meter, path=_free(path), seed=seed)
     except (LookupError, ValueError) as error:
         raise UserError(str(error)) from None
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = options.told_to_end()
     with emulator:
         print(emulator.path, flush=True)
         print(
@@ -108,11 +111,15 @@ def command(
 def _rail(text: str) -> tuple[str, float]:
     rail, _, power = text.partition("=")
     try:
-        return rail.upper(), float(power)
+        watts = float(power)
     except ValueError:
+        watts = math.nan
+    if not 0.0 <= watts <= MAX_WATTS:
+        rails = ", ".join(wire.RAILS)
         raise UserError(
-            f"--watts {text}: expected RAIL=W, such as EPS1=45; rails: {', '.join(wire.RAILS)}"
-        ) from None
+            f"--watts {text}: expected RAIL=W up to {MAX_WATTS:g} W, such as EPS1=45; rails: {rails}"
+        )
+    return rail.upper(), watts
 
 
 def _free(path: Path | None) -> Path | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from contextlib import ExitStack
 from typing import Annotated
 
@@ -59,7 +57,7 @@ def command(
         str | None, typer.Option(metavar="ID", help="session.id (default: a random one).")
     ] = None,
     for_seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="End after this long.")
+        float | None, typer.Option("--for", metavar="SECONDS", min=0, max=1e9, help="End after this long.")
     ] = None,
     config: options.ConfigFile = None,
 ) -> None:
@@ -72,9 +70,7 @@ def command(
     """
     settings = options.settings(config)
     set_up_logging()
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = options.told_to_end()
     by_environment = any(os.environ.get(f"OTEL_EXPORTER_OTLP_{which}ENDPOINT") for which in _ENDPOINTS)
     with ExitStack() as closing:
         client = _client(otlp) if otlp or by_environment or not metrics else None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,9 +32,30 @@ def settings(config: Path | None) -> Settings:
 
 
 def host_port(address: str) -> tuple[str, int]:
-    """("127.0.0.1", 4317) of "127.0.0.1:4317"; the port was checked by the configuration."""
+    """("127.0.0.1", 4317) of "127.0.0.1:4317"; ValueError for what is no such address."""
     host, _, port = address.rpartition(":")
+    if not host or not 0 <= int(port) < 1 << 16:
+        raise ValueError(address)
     return host.strip("[]"), int(port)
+
+
+def told_to_end() -> threading.Event:
+    """Set by ctrl-C, by SIGTERM, and when the terminal is closed (SIGHUP; nohup has it ignored).
+
+    So that files are finished, and a device's fans and lights are put back.
+    """
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    on_termination(stop.set)
+    return stop
+
+
+def on_termination(do: Callable[[], object]) -> list[tuple[int, Any]]:
+    """Has SIGTERM and SIGHUP do something; what they did before."""
+    wanted = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        wanted.append(signal.SIGHUP)
+    return [(number, signal.signal(number, lambda *_: do())) for number in wanted]
 
 
 def set_up_logging() -> None:

@@ -70,7 +70,7 @@ def _run(argument: list[str], pipeline: str, running: Embedded) -> int:
             child = subprocess.Popen(argument, env={**os.environ, **variables})
         except OSError as error:
             raise UserError(f"{argument[0]}: {error.strerror}") from None
-        terminate = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        stack.callback(signal.signal, signal.SIGTERM, terminate)
+        for number, before in options.on_termination(child.terminate):
+            stack.callback(signal.signal, number, before)
         code = child.wait()
     return 128 - code if code < 0 else code

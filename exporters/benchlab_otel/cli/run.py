@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ def command(
         list[str] | None, typer.Option(metavar="NAME", help="Only these sources (default: sources.enabled).")
     ] = None,
     for_seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="End after this long.")
+        float | None, typer.Option("--for", metavar="SECONDS", min=0, max=1e9, help="End after this long.")
     ] = None,
     config: options.ConfigFile = None,
 ) -> None:
@@ -34,9 +33,7 @@ def command(
     """
     settings = options.settings(config)
     set_up_logging()
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = options.told_to_end()
     with Embedded(settings, sys.argv, source or settings.sources.enabled) as running:
         print(f"session   {running.archive.path}")
         print(f"OTLP      {running.grpc_endpoint} (gRPC), {running.http_endpoint} (HTTP)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,9 +44,7 @@ def command(
     chosen = Options(tuple(pair or ()), tuple(accelerator or ()))
     check(to, chosen)
     data_dir = options.settings(config).session.data_dir
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = options.told_to_end()
     while not stop.is_set():
         for line in convert_finished(data_dir, to, out, chosen, stop):
             print(line, flush=True)

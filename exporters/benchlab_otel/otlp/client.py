@@ -117,10 +117,17 @@ def _url(signal: Signal, protocol: str, endpoint: str | None, environ: Mapping[s
         url = (base or "http://localhost:4318").rstrip("/") + f"/v1/{signal}"
     if protocol == "grpc" and "://" not in url:
         url = f"http://{url}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_server(url):
         raise ValueError(f"OTLP endpoint: expected http(s)://host:port, found {url!r}")
     return url
+
+
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        return False
 
 
 def _seconds(text: str) -> float:

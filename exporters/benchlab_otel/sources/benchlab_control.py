@@ -7,6 +7,7 @@ device still takes it; a process that is killed can't undo anything (`benchlab-o
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,19 @@ def parse_rule(text: str) -> FanRule:
     return FanRule(int(fan) - 1, f"hw.{quantity}", from_, from_duty, to, to_duty)
 
 
+def _checked(rules: config.Control) -> list[FanRule]:
+    """The fan rules; ValueError where rules contradict each other."""
+    found = [parse_rule(text) for text in rules.fans]
+    if len({rule.fan for rule in found}) < len(found):
+        raise ValueError(
+            f"sources.benchlab.control.fans: expected one rule for a fan, not {list(rules.fans)}"
+        )
+    if rules.light and rules.yellow_ms > rules.red_ms:
+        limits = f"yellow_ms up to red_ms, not {rules.yellow_ms:g} and {rules.red_ms:g}"
+        raise ValueError(f"sources.benchlab.control: expected {limits}")
+    return found
+
+
 def duty_of(rule: FanRule, value: float | None, rules: config.Control) -> int:
     """Percent, on the line between both ends of the rule; the fail-safe duty where there is no value."""
     if value is None or np.isnan(value):
@@ -66,11 +80,12 @@ class Control:
 
     def __init__(self, rules: config.Control, latency: Latency) -> None:
         self._rules, self._latency = rules, latency
-        self._fan_rules = [parse_rule(text) for text in rules.fans]
+        self._fan_rules = _checked(rules)
         self._before: dict[tuple[str, int], bytes] = {}  # what was there: by ("fan" or "rgb", number)
         self._owner = b""
         self._color = ""
         self._duties: dict[int, int] = {}
+        self._not_there: set[str] = set()  # quantities of rules that the device has not, and we have said so
         self._ended = False
 
     def opened(self, settings: Settings, uid: bytes) -> None:
@@ -91,6 +106,8 @@ class Control:
         try:
             self._show(settings, self._latency())
             for rule in self._fan_rules:
+                if rule.key not in values:
+                    self._tell_not_there(rule, values)
                 self._turn(settings, rule.fan, duty_of(rule, values.get(rule.key), self._rules))
         except SourceError as error:
             if error.reason != "refused":
@@ -101,23 +118,35 @@ class Control:
     def closing(self, settings: Settings, failed: bool) -> None:
         """Puts everything back; where reading `failed`, fans go to their fail-safe duty instead."""
         try:
-            if failed and self._fan_rules:
+            if failed:
                 settings.port.drain()
                 self._duties = {}
                 for rule in self._fan_rules:
                     self._turn(settings, rule.fan, self._rules.failsafe_duty)
-            elif not failed:
-                self._restore(settings)
+            self._restore(settings, ("rgb",) if failed else ("fan", "rgb"))
         except SourceError as error:
             left = "fans and lights are left as they were set: benchlab-otel device restore"
             log.warning("benchlab: %s; %s", error, left)
 
-    def _restore(self, settings: Settings) -> None:
+    def _restore(self, settings: Settings, kinds: tuple[str, ...]) -> None:
         for (kind, number), raw in self._before.items():
-            if kind == "fan":
+            if kind == "fan" and kind in kinds:
                 settings.set_fan(self._rules.fan_profile, number, raw)
-            else:
+            elif kind in kinds:
                 settings.set_rgb(number, raw)
+
+    def _tell_not_there(self, rule: FanRule, values: Mapping[str, float]) -> None:
+        if rule.key in self._not_there:
+            return
+        self._not_there.add(rule.key)
+        near = difflib.get_close_matches(rule.key, values, n=1)
+        hint = f"; did you mean {near[0].removeprefix('hw.')}?" if near else ""
+        log.warning(
+            "benchlab: fan %d stays at failsafe_duty: the device has no %s%s",
+            rule.fan + 1,
+            rule.key.removeprefix("hw."),
+            hint,
+        )
 
     def _show(self, settings: Settings, latency_s: float | None) -> None:
         """The colour of a latency; without frames the lights are as they were."""

@@ -8,9 +8,12 @@ reading was made, so its time is known no better than from the reading before to
 from __future__ import annotations
 
 import http.client
-from contextlib import ExitStack
+import re
+import socket
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Protocol
 from urllib.parse import SplitResult, quote, urlsplit
 
 from benchlab_otel import wire
@@ -19,22 +22,28 @@ from benchlab_otel.sources.benchlab_json import METRICS as METRICS
 from benchlab_otel.sources.benchlab_json import (
     Feed,
     JsonReader,
+    Pushed,
     device_of,
     from_kit,
     from_pytools,
     parse,
     uid_of,
 )
-from benchlab_otel.sources.reading import SourceError
+from benchlab_otel.sources.reading import Reply, SourceError
+from benchlab_otel.timebase import anchor
 
 _NONE_SET = "set sources.benchlab_http.urls, such as http://127.0.0.1:8080"
 _NO_KEY = "put the server's key (BENCHLAB_API_KEY) into a file and set sources.benchlab_http.key_file"
 _NO_WEBSOCKETS = "pip install 'benchlab-otel[websocket]', or set sources.benchlab_http.stream = false"
 
 
+_NOT_IN_URL = f"take it out of the URL; {_NO_KEY}"
+_FAULTS = (OSError, http.client.HTTPException, UnicodeError)  # the last: a host that can't be a name
+
+
 def addresses(settings: BenchlabHttp) -> list[str]:
-    """The configured URLs; "" where there are none."""
-    return list(settings.urls) or [""]
+    """The configured URLs; "" where there are none. They are shown, and so without what may be a secret."""
+    return [re.sub(r"//[^/]*@", "//…@", url) for url in settings.urls] or [""]
 
 
 def open_reader(settings: BenchlabHttp, address: str) -> JsonReader:
@@ -67,9 +76,7 @@ class Server:
 
     def __init__(self, settings: BenchlabHttp, address: str) -> None:
         self.settings, self.url = settings, address
-        self.parts: SplitResult = urlsplit(address)
-        if self.parts.scheme not in ("http", "https") or not self.parts.hostname:
-            raise SourceError("absent", f"{address}: not a URL of a server", _NONE_SET)
+        self.parts = _split(address)
         self.headers = _key(settings.key_file)
 
     def connect(self) -> http.client.HTTPConnection:
@@ -100,7 +107,7 @@ class Server:
         connection = self.connect()
         try:
             return parse(self.url, self.request(connection, path).read())
-        except (OSError, http.client.HTTPException) as error:
+        except _FAULTS as error:
             raise _unreachable(self.url, error) from None
         finally:
             connection.close()
@@ -110,7 +117,7 @@ class Server:
         try:
             connection.request("GET", path, headers=self.headers)
             answer = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+        except _FAULTS as error:
             raise _unreachable(self.url, error) from None
         if answer.status == 401:
             raise SourceError("unreadable", f"{self.url}: the server wants a key", _NO_KEY)
@@ -122,13 +129,35 @@ class Server:
         return answer
 
 
+def _split(address: str) -> SplitResult:
+    """The parts of a server's URL; SourceError where it is none."""
+    wrong = SourceError("absent", f"{address}: not a URL of a server", _NONE_SET)
+    if re.search(r"[\x00-\x20\x7f]", address):
+        raise wrong
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise wrong
+    if "@" in parts.netloc:
+        raise SourceError("unreadable", f"{address}: a user or password in a URL is not used", _NOT_IN_URL)
+    return parts
+
+
 def _key(file: str) -> dict[str, str]:
+    """The header of the key in a file; errors don't repeat it."""
     if not file:
         return {}
     try:
-        return {"Authorization": f"Bearer {Path(file).expanduser().read_text().strip()}"}
+        key = Path(file).expanduser().read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError("unreadable", f"sources.benchlab_http.key_file: {file}: {error}", _NO_KEY) from None
+    if not key.isascii() or not key.isprintable():
+        what = f"sources.benchlab_http.key_file: {file}: expected one line of ASCII"
+        raise SourceError("unreadable", what, _NO_KEY)
+    return {"Authorization": f"Bearer {key}"}
 
 
 def _unreachable(url: str, error: Exception) -> SourceError:
@@ -141,57 +170,99 @@ def _unreachable(url: str, error: Exception) -> SourceError:
 def _feed(server: Server, kind: str, name: str) -> Feed:
     if kind == "kit":
         stream, poll = f"/stream?device={name}", f"/devices/{name}/sensors"
-        return _Lines(server, stream) if server.settings.stream else _Polls(server, poll, fresh=True)
+        if server.settings.stream:
+            return _Stream(server, _Lines(server, stream))
+        return _Polls(server, poll, fresh=True)
     if server.settings.stream:
-        return _Socket(server, f"/device/{name}/stream")
+        return _Stream(server, _Socket(server, f"/device/{name}/stream"))
     return _Polls(server, f"/device/{name}/telemetry", fresh=False)
 
 
 class _Polls:
-    """One request a reading, on a connection that is kept."""
+    """One request a reading, on a connection that is kept; `fresh`: the server reads the device for it."""
 
     def __init__(self, server: Server, path: str, fresh: bool) -> None:
-        self._server, self._path, self.fresh = server, path, fresh
+        self._server, self._path, self._fresh = server, path, fresh
         self._connection = server.connect()
+        self._before = anchor().now_ns()  # when the reading before was asked for
 
-    def next(self) -> bytes:
+    def next(self) -> Reply:
+        asked = anchor().now_ns()
         try:
-            return self._server.request(self._connection, self._path).read()
-        except (OSError, http.client.HTTPException) as error:
+            text = self._server.request(self._connection, self._path).read()
+        except _FAULTS as error:
             raise _unreachable(self._server.url, error) from None
+        begin = asked if self._fresh else self._before
+        self._before = asked
+        return Reply(begin, anchor().now_ns(), text)
 
     def close(self) -> None:
         self._connection.close()
 
 
+class _Line(Protocol):
+    """A connection on which a server sends readings."""
+
+    def receive(self) -> bytes | str:
+        """The next one, waited for; SourceError at the end."""
+
+    def close(self) -> None:
+        """Ends it, and a `receive` of another thread with it."""
+
+
+class _Stream:
+    """What a server sends, received by a thread of its own."""
+
+    def __init__(self, server: Server, line: _Line) -> None:
+        self._line = line
+        self._pushed = Pushed(server.url, server.settings.timeout_s)
+        self._thread = Thread(target=self._run, name="benchlab-otel-stream", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._pushed.put(self._line.receive())
+        except SourceError as error:
+            self._pushed.fail(error)
+
+    def next(self) -> Reply:
+        return self._pushed.next()
+
+    def close(self) -> None:
+        self._line.close()
+        self._thread.join()
+
+
 class _Lines:
     """NDJSON."""
-
-    fresh = False
 
     def __init__(self, server: Server, path: str) -> None:
         self._server = server
         self._connection = server.connect()
+        try:
+            self._connection.connect()
+        except _FAULTS as error:
+            raise _unreachable(server.url, error) from None
+        self._socket: socket.socket = self._connection.sock  # which the connection lets go of later
         self._answer = server.request(self._connection, path)
 
-    def next(self) -> bytes:
+    def receive(self) -> bytes:
         try:
             line = self._answer.readline(1 << 20)
-        except (OSError, http.client.HTTPException) as error:
+        except _FAULTS as error:
             raise _unreachable(self._server.url, error) from None
         if not line:
             raise SourceError("lost", f"{self._server.url}: the stream ended")
         return line
 
     def close(self) -> None:
-        self._answer.close()
-        self._connection.close()
+        with suppress(OSError):  # the server was faster
+            self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class _Socket:
     """A WebSocket, by the `websockets` package."""
-
-    fresh = False
 
     def __init__(self, server: Server, path: str) -> None:
         try:
@@ -208,10 +279,10 @@ class _Socket:
             timeout_s = server.settings.timeout_s
             opening = connect(url, additional_headers=server.headers, open_timeout=timeout_s)
             self._socket = self._closing.enter_context(opening)
-        except (OSError, WebSocketException) as error:
+        except (*_FAULTS, WebSocketException) as error:
             raise _unreachable(server.url, error) from None
 
-    def next(self) -> bytes | str:
+    def receive(self) -> bytes | str:
         try:
             return self._socket.recv(self._server.settings.timeout_s)
         except (OSError, self._error) as error:

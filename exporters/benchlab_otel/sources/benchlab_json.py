@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import Condition
 from typing import Any, Protocol
 
 import msgspec
@@ -16,23 +17,35 @@ import numpy as np
 
 from benchlab_otel import contract, wire
 from benchlab_otel.contract import Metric
-from benchlab_otel.sources.benchlab_values import DEGREES, MAX_WATTS, VOLTS, groups, metrics
+from benchlab_otel.sources.benchlab_values import (
+    DEGREES,
+    LEAST_VOLTS,
+    MAX_AMPERES,
+    MAX_WATTS,
+    groups,
+    max_volts,
+    metrics,
+)
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
 
 METRICS = tuple(m for m in metrics(wire.layout(0x11, 4)) if m is not contract.HW_STATUS)
 Values = dict[str, float]  # by attribute of the sample
 STALE_S = 5.0  # a server that repeats itself for so long has lost its device
+MAX_RPM, _VOLTS_OF_INPUTS = 65535.0, 65.535  # what the device has room for
 _VOLTS_OF_BOARD = 1.0  # a device that runs has more on Vdd: zeros are those of one that is gone
 
 _BOUNDS: dict[Metric, tuple[float, float]] = {
-    contract.HW_VOLTAGE: VOLTS,
+    contract.HW_VOLTAGE: (-_VOLTS_OF_INPUTS, _VOLTS_OF_INPUTS),  # rails have bounds of their own
+    contract.HW_CURRENT: (-MAX_AMPERES, MAX_AMPERES),
     contract.HW_POWER: (-MAX_WATTS, MAX_WATTS),
     contract.HOST_POWER: (-MAX_WATTS, MAX_WATTS),
     contract.HW_TEMPERATURE: DEGREES,
     contract.HOST_AMBIENT: DEGREES,
     contract.HW_HUMIDITY: (0.0, 1.0),
+    contract.HW_FAN_SPEED: (0.0, MAX_RPM),
     contract.HW_FAN_SPEED_RATIO: (0.0, 1.0),
+    contract.HW_FAN_ENABLED: (0.0, 1.0),
 }
 
 
@@ -69,11 +82,16 @@ def row(fields: list[Field], values: Values) -> list[float]:
     if not values.get("hw.voltage.VDD", math.inf) > _VOLTS_OF_BOARD:
         raise SourceError("implausible", "its own supply is at 0 V: the device is not connected")
     for field, value in zip(fields, found, strict=True):
-        assert field.metric
-        low, high = _BOUNDS.get(field.metric, (-math.inf, math.inf))
+        low, high = _bounds(field)
         if value < low or value > high:
             raise SourceError("implausible", f"{field.key} is {value:g}, outside {low:g} to {high:g}")
     return found
+
+
+def _bounds(field: Field) -> tuple[float, float]:
+    assert field.metric
+    _, is_rail, rail = field.key.partition("hw.voltage.rail.")
+    return (LEAST_VOLTS, max_volts(rail)) if is_rail else _BOUNDS[field.metric]
 
 
 def from_pytools(data: Any) -> Values:
@@ -92,7 +110,10 @@ def _number(key: str, value: Any) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SourceError("garbled", f"{key}: expected a number, not {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer may have hundreds of digits
+        return math.inf
 
 
 def _as_over_usb(values: Values) -> Values:
@@ -154,17 +175,23 @@ def _polled(data: Mapping[str, Any]) -> Values:
     temperatures = data["temperatures"]
     values = {f"hw.voltage.VIN{v['channel']}": _volts(v["millivolts"]) for v in data["voltages"]}
     inputs = enumerate(temperatures["sensors"], 1)
-    values |= {f"hw.temperature.TS{n}": _number("sensors", degrees) for n, degrees in inputs}
-    values["hw.temperature.chip"] = _number("chip", temperatures["chip"])
-    values["hw.temperature.ambient"] = _number("ambient", temperatures["ambient"])
+    values |= {f"hw.temperature.TS{n}": _degrees("sensors", degrees) for n, degrees in inputs}
+    values["hw.temperature.chip"] = _degrees("chip", temperatures["chip"])
+    values["hw.temperature.ambient"] = _degrees("ambient", temperatures["ambient"])
     return values | _rails(data["power"], "voltage", "current", "power")
 
 
 def _streamed(data: Mapping[str, Any]) -> Values:
     values = {f"hw.voltage.VIN{n}": _volts(v) for n, v in enumerate(data["voltages"])}
-    values["hw.temperature.chip"] = _number("chipTemp", data["chipTemp"])
-    values["hw.temperature.ambient"] = _number("ambientTemp", data["ambientTemp"])
+    values["hw.temperature.chip"] = _degrees("chipTemp", data["chipTemp"])
+    values["hw.temperature.ambient"] = _degrees("ambientTemp", data["ambientTemp"])
     return values | _rails(data["power"], "v", "a", "w")
+
+
+def _degrees(key: str, value: Any) -> float:
+    """Absent where no probe is plugged in: the server scales the mark for that, too (by 100; 10 is right)."""
+    degrees = _number(key, value)
+    return math.nan if degrees in (wire.ABSENT / 10, wire.ABSENT / 100) else degrees
 
 
 def _volts(millivolts: Any) -> float:
@@ -191,21 +218,56 @@ def parse(place: str, text: bytes | str) -> Any:
     """JSON; SourceError for anything else."""
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError("garbled", f"{place}: not JSON: {error}") from None
 
 
 class Feed(Protocol):
-    """Where readings come from; `fresh`: each is made when it is asked for."""
+    """Where readings come from."""
 
-    @property
-    def fresh(self) -> bool: ...
-
-    def next(self) -> bytes | str:
-        """The next reading, waited for if need be."""
+    def next(self) -> Reply:
+        """The newest reading with the times that it was made between, waited for if need be."""
 
     def close(self) -> None:
         """Lets go; never raises."""
+
+
+class Pushed:
+    """Readings that come unasked: `put` by the thread that receives them, at once, `next` for another.
+
+    Only the newest waits. What comes faster than it is asked for would pile up otherwise, and be told
+    ever later as if it were new.
+    """
+
+    def __init__(self, place: str, timeout_s: float) -> None:
+        self._place, self._timeout = place, timeout_s
+        self._changed = Condition()
+        self._newest: Reply | None = None
+        self._error: SourceError | None = None
+        self._before = anchor().now_ns()  # when the reading before came
+
+    def put(self, text: bytes | str) -> None:
+        """A reading that has come now; it was made after the one before came."""
+        now = anchor().now_ns()
+        with self._changed:
+            self._newest, self._before = Reply(self._before, now, text), now
+            self._changed.notify()
+
+    def fail(self, error: SourceError) -> None:
+        """What ended them."""
+        with self._changed:
+            self._error = error
+            self._changed.notify()
+
+    def next(self) -> Reply:
+        """The newest that was not given yet; SourceError where none comes, or none can any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest or self._error, self._timeout)
+            newest, self._newest = self._newest, None
+        if newest:
+            return newest
+        late = SourceError("late", f"{self._place}: nothing published for {self._timeout:g} s")
+        raise self._error or late
 
 
 class JsonReader:
@@ -219,7 +281,6 @@ class JsonReader:
         self._fields = fields_of(layout, device.hw_id)
         self._values = values
         self._before: bytes | str = b""
-        self._since = anchor().now_ns()  # when the reading before was asked for
         self._news = time.monotonic()
 
     def close(self) -> None:
@@ -228,11 +289,7 @@ class JsonReader:
 
     def read(self) -> Reply:
         """The newest reading that the server has."""
-        asked = anchor().now_ns()
-        text = self._feed.next()
-        begin = asked if self._feed.fresh else self._since
-        self._since = asked
-        return Reply(begin, anchor().now_ns(), text)
+        return self._feed.next()
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """The readings that are new."""

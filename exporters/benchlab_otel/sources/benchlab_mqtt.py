@@ -5,19 +5,21 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchlab_otel import wire
 from benchlab_otel.config import BenchlabMqtt
 from benchlab_otel.sources.benchlab_json import METRICS as METRICS
-from benchlab_otel.sources.benchlab_json import JsonReader, device_of, from_pytools, parse, uid_of
-from benchlab_otel.sources.reading import SourceError
+from benchlab_otel.sources.benchlab_json import JsonReader, Pushed, device_of, from_pytools, parse, uid_of
+from benchlab_otel.sources.reading import Reply, SourceError
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessage
 
 _NOT_SET = "set sources.benchlab_mqtt.broker to HOST:PORT"
+_ACCOUNT = "set sources.benchlab_mqtt.username and .password_file"
 _NO_PAHO = "pip install 'benchlab-otel[mqtt]'"
 _NO_DEVICE = "start pytools' MQTT publisher, or name a device in sources.benchlab_mqtt.uids"
 
@@ -36,7 +38,7 @@ def open_reader(settings: BenchlabMqtt, address: str) -> JsonReader:
         name, info = topics.first_device()
         uid = uid_of(name)
         layout = wire.layout(info["ProductId"], info["FwVersion"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         topics.close()
         raise SourceError("garbled", f"{settings.broker}: not a device's information: {error!r}") from None
     except LookupError as error:
@@ -49,13 +51,13 @@ def open_reader(settings: BenchlabMqtt, address: str) -> JsonReader:
 
 
 class _Topics:
-    """What a broker passes on, in order of arrival."""
-
-    fresh = False
+    """What a broker passes on: who publishes, then the readings of the one that was found."""
 
     def __init__(self, settings: BenchlabMqtt, uid: str) -> None:
         self._broker, self._timeout = settings.broker, settings.timeout_s
-        self._messages: queue.Queue[MQTTMessage | SourceError] = queue.Queue(maxsize=1000)
+        self._infos: queue.Queue[MQTTMessage | SourceError] = queue.Queue(maxsize=1000)
+        self._pushed = Pushed(settings.broker, settings.timeout_s)
+        self._topic = ""  # of the readings
         self._filters = [(f"{settings.prefix}/{uid}/{kind}", 0) for kind in ("info", "telemetry")]
         self._client = self._connected(settings)
 
@@ -64,33 +66,30 @@ class _Topics:
         found: dict[str, Mapping[str, Any]] = {}
         deadline = time.monotonic() + self._timeout
         while (left := deadline - time.monotonic()) > 0:
-            message = self._next(min(left, 0.2 if found else left), quiet=True)
-            if message and message.topic.endswith("/info"):
+            message = self._next_info(min(left, 0.2 if found else left))
+            if message:
                 found[message.topic.split("/")[-2]] = parse(message.topic, bytes(message.payload))
-            elif message is None and found:
+            elif found:
                 break  # retained messages come at once
         if len(found) != 1:
             names = ", ".join(sorted(found)) or "none"
             raise SourceError("absent", f"{self._broker}: expected one device, found: {names}", _NO_DEVICE)
-        return next(iter(found.items()))
+        ((name, info),) = found.items()
+        self._topic = self._filters[1][0].replace("/+/", f"/{name}/")
+        return name, info
 
-    def next(self) -> bytes:
-        while True:
-            message = self._next(self._timeout)
-            if message and message.topic.endswith("/telemetry") and not message.retain:
-                return bytes(message.payload)
+    def next(self) -> Reply:
+        return self._pushed.next()
 
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def _next(self, timeout: float, quiet: bool = False) -> MQTTMessage | None:
+    def _next_info(self, timeout: float) -> MQTTMessage | None:
         try:
-            found = self._messages.get(timeout=timeout)
+            found = self._infos.get(timeout=timeout)
         except queue.Empty:
-            if quiet:
-                return None
-            raise SourceError("late", f"{self._broker}: nothing published for {timeout:g} s") from None
+            return None
         if isinstance(found, SourceError):
             raise found
         return found
@@ -104,34 +103,49 @@ class _Topics:
         client = Client(CallbackAPIVersion.VERSION2, reconnect_on_failure=False)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_message = lambda _client, _data, message: self._put(message)
+        client.on_message = lambda _client, _data, message: self._take(message)
         if settings.username:
             client.username_pw_set(settings.username, _password(settings.password_file))
         if settings.tls:
             client.tls_set()
-        host, _, port = settings.broker.rpartition(":")
-        if not host or not port.isdecimal():
-            raise SourceError("absent", f"{self._broker}: expected HOST:PORT", _NOT_SET)
         try:
-            client.connect(host, int(port))
-        except OSError as error:
+            client.connect(*_host_port(settings.broker))
+        except (OSError, ValueError) as error:  # ValueError: a host that can't be a name
             raise SourceError("lost", f"{self._broker}: {error}", "start the broker") from None
         client.loop_start()
         return client
 
     def _on_connect(self, client: Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
         if code.is_failure:
-            self._put(SourceError("unreadable", f"{self._broker}: {code}", _NOT_SET))
+            self._fail(SourceError("unreadable", f"{self._broker}: {code}", _NOT_SET))
         else:
             client.subscribe(self._filters)
 
     def _on_disconnect(self, _client: Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
-        self._put(SourceError("lost", f"{self._broker}: {code}"))
+        self._fail(SourceError("lost", f"{self._broker}: {code}"))
 
-    def _put(self, message: MQTTMessage | SourceError) -> None:
-        if self._messages.full():  # nobody reads: the newest counts
-            self._messages.get_nowait()
-        self._messages.put_nowait(message)
+    def _take(self, message: MQTTMessage) -> None:
+        """Readings of the one device only: others may begin to publish. A retained one is old."""
+        if message.topic.endswith("/info"):
+            with suppress(queue.Full):
+                self._infos.put_nowait(message)
+        elif message.topic == self._topic and not message.retain:
+            self._pushed.put(bytes(message.payload))
+
+    def _fail(self, error: SourceError) -> None:
+        with suppress(queue.Full):
+            self._infos.put_nowait(error)
+        self._pushed.fail(error)
+
+
+def _host_port(broker: str) -> tuple[str, int]:
+    """Errors don't repeat a user and password, which have settings of their own."""
+    host, _, port = broker.rpartition(":")
+    if "@" in broker:
+        raise SourceError("absent", "sources.benchlab_mqtt.broker: expected HOST:PORT, no user", _ACCOUNT)
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise SourceError("absent", f"{broker}: expected HOST:PORT", _NOT_SET)
+    return host, int(port)
 
 
 def _password(file: str) -> str | None:

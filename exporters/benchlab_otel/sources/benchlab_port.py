@@ -30,6 +30,11 @@ _NO_PERMISSION = (
     f"echo '{UDEV_RULE}' | sudo tee /etc/udev/rules.d/60-benchlab.rules && sudo udevadm control --reload "
     "&& sudo udevadm trigger (or: sudo usermod -aG dialout $USER, and log in again)"
 )
+_RISK = (
+    "uaccess lets whoever sits at this machine use the port, dialout its members use every serial port; "
+    "who can open it can also set the device's fans and calibration"
+)
+_STOP_IT = "stop it (`ps -fp PID` shows how it was started), or read the device there"
 _FAULTS = (OSError, termios.error)  # a SerialException is an OSError
 NOT_FOUND = "plug it in (`lsusb -d 0483:5740` should list it), or set sources.benchlab.ports"
 
@@ -124,7 +129,7 @@ def _open(path: str) -> serial.Serial:
         raise _cannot_open(path, error) from None
     if holder := holder_of(path):
         port.close()
-        raise SourceError("busy", f"{path}: in use by {holder}", "stop it, or read the device there")
+        raise SourceError("busy", f"{path}: in use by {holder}", _STOP_IT)
     return port
 
 
@@ -132,18 +137,19 @@ def _cannot_open(path: str, error: Exception) -> SourceError:
     code = error.errno if isinstance(error, OSError) else error.args[0]
     if code in (errno.EAGAIN, errno.EBUSY):
         holder = holder_of(path, own=True) or "another process"
-        return SourceError("busy", f"{path}: in use by {holder}", "stop it, or read the device there")
+        return SourceError("busy", f"{path}: in use by {holder}", _STOP_IT)
     if code == errno.EACCES:
-        return SourceError("unreadable", f"{path}: no permission", _NO_PERMISSION)
+        return SourceError("unreadable", f"{path}: no permission", _NO_PERMISSION, _RISK)
     if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return SourceError("absent", f"{path}: no such port", NOT_FOUND)
     return SourceError("unknown", f"{path}: can't be opened as a serial port: {error}")
 
 
 def holder_of(path: str, own: bool = False) -> str:
-    """Who has a device open, as "process PID (command)": "" where nobody can be found.
+    """Who has a device open, as "process PID (program)": "" where nobody can be found.
 
-    A process without the lock (another tool) is found too. Other users' processes show only to root.
+    A process without the lock (another tool) is found too. Other users' processes show only to root. The
+    command line is left out: it may hold secrets, and this is logged and reported.
     """
     target = Path(path).resolve()
     for folder in Path("/proc").glob("[0-9]*"):
@@ -151,8 +157,8 @@ def holder_of(path: str, own: bool = False) -> str:
             continue
         with suppress(OSError):
             if any(link.readlink() == target for link in _links(folder / "fd")):
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-                return f"process {folder.name} ({command.strip()[:120]})"
+                program = (folder / "comm").read_text(errors="replace").strip()
+                return f"process {folder.name} ({program})"
     return ""
 
 

@@ -17,6 +17,7 @@ from benchlab_otel.sources.benchlab_port import Port
 from benchlab_otel.sources.reading import SourceError
 
 T = TypeVar("T")
+_PERCENT = ("Duty", "FixedDuty", "MinDuty", "MaxDuty")  # in a byte, which could hold 255
 Values = dict[str, int | list[int]]
 _SETTLE_S = 1.0  # what was written is read back by then, a port that restarts is gone
 _GAP_S = 0.02  # after a command that has no answer; the smallest that is safe is not known
@@ -35,8 +36,10 @@ class Settings:
 
     def set_name(self, name: str) -> None:
         """Calls it otherwise; ValueError for a name that the firmware has no room for."""
+        if not name.isprintable():
+            raise ValueError(f"a name has printable characters only, not {name!a}")
         encoded = name.encode()
-        if len(encoded) > wire.NAME_LIMIT or b"\0" in encoded:
+        if len(encoded) > wire.NAME_LIMIT:
             raise ValueError(f"a name has at most {wire.NAME_LIMIT} bytes (UTF-8), not {len(encoded)}")
         self._write(bytes([wire.WRITE_NAME]) + encoded + b"\0", self.name, name)
 
@@ -161,12 +164,13 @@ def unpack(layout: wire.Layout, name: str, raw: bytes) -> Values:
 
 
 def pack(layout: wire.Layout, name: str, raw: bytes, changes: Mapping[str, int | list[int]]) -> bytes:
-    """A struct with some fields changed; ValueError for a value that its field can't hold."""
+    """A struct with some fields changed; ValueError for a value that its field can't hold or mean."""
     row = np.frombuffer(raw, layout.structs[name]).copy()
     for field, value in changes.items():
         kind = row.dtype[field].base
         limits = np.iinfo(kind)
-        if np.any((np.array(value) < limits.min) | (np.array(value) > limits.max)):
-            raise ValueError(f"{field}: expected {limits.min} to {limits.max}, not {value}")
+        most = 100 if field in _PERCENT else limits.max
+        if np.any((np.array(value) < limits.min) | (np.array(value) > most)):
+            raise ValueError(f"{field}: expected {limits.min} to {most}, not {value}")
         row[field] = value
     return row.tobytes()

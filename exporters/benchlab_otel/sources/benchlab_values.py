@@ -14,10 +14,16 @@ from benchlab_otel.contract import Metric
 from benchlab_otel.model import Bool, Float
 from benchlab_otel.sources.reading import Field
 
-VOLTS = (-0.5, 60.0)  # an open input may read a little below zero
+LEAST_VOLTS = -0.5  # an open input may read a little below zero
+MAX_AMPERES = 500.0  # several times what the largest connector (12V-2x6) bears for a moment
 MAX_WATTS = 5000.0
 DEGREES = (-60.0, 300.0)
 Sensors = NDArray[np.void]
+
+
+def max_volts(rail: str) -> float:
+    """Twice what a rail, or a wire of a connector, has: power supplies switch off well before."""
+    return 2.0 * wire.NOMINAL_VOLTS[rail.partition("_W")[0]]
 
 
 def implausible(sensors: Sensors, layout: wire.Layout) -> tuple[int, str]:
@@ -30,8 +36,10 @@ def implausible(sensors: Sensors, layout: wire.Layout) -> tuple[int, str]:
     total = watts[:, : len(wire.RAILS)].sum(axis=1, keepdims=True)
     temperatures = _temperatures(sensors)
     outside = (temperatures < DEGREES[0]) | (temperatures > DEGREES[1])
+    amperes, most = power["Current"] / 1e3, np.array([max_volts(rail) for rail in layout.rails])
     checks: list[tuple[Bool, str]] = [
-        ((volts < VOLTS[0]) | (volts > VOLTS[1]), f"a rail outside {VOLTS[0]} to {VOLTS[1]} V"),
+        ((volts < LEAST_VOLTS) | (volts > most), f"a rail below {LEAST_VOLTS} V or above twice its voltage"),
+        (abs(amperes) > MAX_AMPERES, f"more than {MAX_AMPERES} A"),
         (abs(np.hstack([total, watts])) > MAX_WATTS, f"more than {MAX_WATTS} W"),
         (outside, f"a temperature outside {DEGREES[0]} to {DEGREES[1]} °C"),
         (sensors["Hum"] > 1000, "a humidity above 100 %"),

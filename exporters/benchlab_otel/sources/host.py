@@ -51,7 +51,6 @@ _MODES = {  # psutil's names to those of the semantic conventions; guest is in u
     "user": "user", "nice": "nice", "system": "system", "idle": "idle", "iowait": "iowait",
     "irq": "interrupt", "softirq": "interrupt", "steal": "steal",
 }  # fmt: skip
-_MEMORY_STATES = ("used", "free", "cached", "buffers")
 _Value = tuple[Metric, tuple[str, ...], float]  # metric, label values, value
 
 
@@ -165,10 +164,12 @@ def _clock_files(sysfs: Path) -> dict[str, int]:
 
 
 def _memory() -> Iterator[_Value]:
+    """By states that add up to all memory, as the semantic conventions want; psutil's `used` does not: it
+    has shared memory in it, which is cached, too."""
     memory = psutil.virtual_memory()
-    for state in _MEMORY_STATES:
-        if hasattr(memory, state):
-            yield contract.MEMORY_USAGE, (state,), float(getattr(memory, state))
+    states = {state: getattr(memory, state) for state in ("free", "cached", "buffers")}
+    states["used"] = max(0, memory.total - sum(states.values()))
+    yield from ((contract.MEMORY_USAGE, (state,), float(size)) for state, size in states.items())
     yield contract.MEMORY_LIMIT, (), float(memory.total)
     swap = psutil.swap_memory()
     if swap.total:

@@ -155,7 +155,8 @@ def _listing(tree: Path) -> list[str]:
 
 def _chips(tree: Path) -> list[_Chip]:
     found = []
-    for folder in sorted(tree.glob("hwmon*"), key=lambda path: int(path.name.removeprefix("hwmon") or 0)):
+    numbered = [path for path in tree.glob("hwmon*") if path.name.removeprefix("hwmon").isdecimal()]
+    for folder in sorted(numbered, key=lambda path: int(path.name.removeprefix("hwmon"))):
         driver = text(folder / "name") or "unknown"
         supply = folder / "device" / "subsystem"
         if not _OTHERS.fullmatch(driver) and supply.resolve().name != "power_supply":

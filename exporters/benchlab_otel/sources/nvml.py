@@ -172,10 +172,10 @@ class NvmlReader:
             raise error
 
     def close(self) -> None:
-        """Lets go of the GPU."""
-        self._state.close()
-        with suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
+        """Lets go of the GPU, unless a call that hangs still has it."""
+        if self._state.close():
+            with suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
 
     def _judge(self, start: Int, values: Float) -> tuple[int, SourceError | None]:
         """How many readings can be, and what is wrong with the one after them."""

@@ -19,24 +19,31 @@ INSTALL = (
     "and NVIDIA_DRIVER_CAPABILITIES=utility"
 )
 _LOOK = "`sudo dmesg | grep -i -e nvrm -e xid` tells why; reset the GPU (nvidia-smi --gpu-reset) or reboot"
-_FAILURES: dict[int, tuple[Reason, str]] = {
-    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: ("absent", INSTALL),
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: ("absent", "sudo modprobe nvidia (`nvidia-smi` tells more)"),
+_ENDS_WORK = "looking changes nothing; a reset ends everything that runs on the GPU"
+_FAILURES: dict[int, tuple[Reason, str, str]] = {  # reason, fix, what that risks
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: ("absent", INSTALL, ""),
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
+        "absent",
+        "sudo modprobe nvidia (`nvidia-smi` tells more)",
+        "it loads the driver that is installed and sets nothing",
+    ),
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
         "unknown",
         "reboot: the driver was updated while the one before is still loaded",
+        "",
     ),
-    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: ("unknown", "install a newer driver of NVIDIA"),
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: ("unknown", "install a newer driver of NVIDIA", ""),
     pynvml.NVML_ERROR_NO_PERMISSION: (
         "unreadable",
         "let this user read and write /dev/nvidiactl and /dev/nvidia0 (`ls -l /dev/nvidia*`)",
+        "who can open them can also compute on the GPU; as installed, all users can",
     ),
-    pynvml.NVML_ERROR_GPU_IS_LOST: ("lost", _LOOK),
-    pynvml.NVML_ERROR_RESET_REQUIRED: ("lost", _LOOK),
-    pynvml.NVML_ERROR_GPU_NOT_FOUND: ("lost", _LOOK),
-    pynvml.NVML_ERROR_NOT_FOUND: ("lost", _LOOK),
-    pynvml.NVML_ERROR_UNINITIALIZED: ("lost", ""),
-    pynvml.NVML_ERROR_TIMEOUT: ("late", ""),
+    pynvml.NVML_ERROR_GPU_IS_LOST: ("lost", _LOOK, _ENDS_WORK),
+    pynvml.NVML_ERROR_RESET_REQUIRED: ("lost", _LOOK, _ENDS_WORK),
+    pynvml.NVML_ERROR_GPU_NOT_FOUND: ("lost", _LOOK, _ENDS_WORK),
+    pynvml.NVML_ERROR_NOT_FOUND: ("lost", _LOOK, _ENDS_WORK),
+    pynvml.NVML_ERROR_UNINITIALIZED: ("lost", "", ""),
+    pynvml.NVML_ERROR_TIMEOUT: ("late", "", ""),
 }
 _GONE = {  # of any call: the GPU itself is away, not one of its values
     pynvml.NVML_ERROR_GPU_IS_LOST,
@@ -51,8 +58,8 @@ _VALUES = [Struct(kind) for kind in "dILQqiH"]  # by nvmlValueType_t
 
 def failure(error: pynvml.NVMLError, what: str) -> SourceError:
     """What an error code of NVML means to a source."""
-    reason, fix = _FAILURES.get(error.value, ("unknown", ""))
-    return SourceError(reason, f"{what}: NVML: {error}", fix)
+    reason, fix, risk = _FAILURES.get(error.value, ("unknown", "", ""))
+    return SourceError(reason, f"{what}: NVML: {error}", fix, risk)
 
 
 def optional(function: Callable[..., Any], *arguments: Any) -> Any | None:

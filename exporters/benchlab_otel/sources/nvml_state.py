@@ -23,6 +23,7 @@ from benchlab_otel.sources.reading import Field
 
 PERIOD_S = 1.0
 STALE_S = 5.0  # older values are not shown: a call that hangs must not freeze them
+LEAVE_S = 2.0  # longer than the slowest calls together, when all is well
 Value = tuple[Metric, dict[str, str], float]
 
 _ENGINES = {
@@ -92,10 +93,11 @@ class State:
         """The values of the last second, for the metrics only; none where they are stale."""
         return self._latest if time.monotonic() - self._read_at < STALE_S else ([], [])
 
-    def close(self) -> None:
-        """Ends the reading."""
+    def close(self) -> bool:
+        """Ends the reading; False where it hangs in a call, as it may with a GPU that fell off the bus."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(LEAVE_S)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:

@@ -19,11 +19,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchlab_otel.config import Rapl
 from benchlab_otel.contract import ENERGY_PREFIX, HW_ENERGY, HW_POWER_LIMIT
+from benchlab_otel.model import Int
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
 from benchlab_otel.sources.sysfs import is_sysfs, text
 from benchlab_otel.timebase import anchor
@@ -91,10 +93,10 @@ class RaplReader:
         self._limits, self._limits_due = [float("nan")] * len(limits), 0
         try:
             first = self.read()
+            self._last_ns, self._last = first.start_ns, _counts(first.raw[0])
         except SourceError:
             self.close()
             raise
-        self._last_ns, self._last = first.start_ns, np.array(first.raw[0], np.int64)
         self._total = np.zeros(len(names), np.int64)  # microjoules since the first reading
         missing = "".join(f"; left out: {name} ({why})" for name, why in left_out.items())
         self.device = Device(
@@ -129,7 +131,7 @@ class RaplReader:
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """Energy since the counters were opened; SourceError where a counter began again."""
         start, end = times(replies)
-        counts = np.array([self._last, *(reply.raw[0] for reply in replies)], np.int64)
+        counts = _counts([self._last, *(reply.raw[0] for reply in replies)])
         steps = counts[1:] - counts[:-1]
         steps += (steps < 0) * self._range  # wrapped
         seconds = (start - np.concatenate(([self._last_ns], start[:-1]))) * 1e-9
@@ -167,7 +169,7 @@ def _open_zones(folders: list[Path]) -> tuple[list[_Zone], dict[str, str]]:
     zones, left_out = [], {}
     for folder, name in zip(folders, _domains(folders), strict=True):
         try:
-            range_uj = int((folder / "max_energy_range_uj").read_bytes())
+            range_uj = _range(folder / "max_energy_range_uj")
             file = os.open(folder / "energy_uj", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             left_out[name] = f"{error.filename}: {error.strerror}"
@@ -182,6 +184,22 @@ def _open_zones(folders: list[Path]) -> tuple[list[_Zone], dict[str, str]]:
             os.close(file)
             left_out[name] = f"{folder / 'energy_uj'}: {error.strerror}"
     return zones, left_out
+
+
+def _counts(readings: Sequence[Any]) -> Int:
+    """Microjoules as an array; SourceError where a number is beyond what a counter can hold."""
+    try:
+        return np.array(readings, np.int64)
+    except OverflowError:
+        raise SourceError("garbled", "RAPL: expected a number of microjoules below 2^63") from None
+
+
+def _range(path: Path) -> int:
+    """Microjoules; ValueError for what is none, or more than a counter of the kernel has bits for."""
+    found = int(path.read_bytes())
+    if not 0 < found < 1 << 63:
+        raise ValueError(found)
+    return found
 
 
 def _domains(folders: list[Path]) -> list[str]:

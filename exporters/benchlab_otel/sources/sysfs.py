@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchlab_otel.model import Float, Int
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
 
@@ -24,6 +25,7 @@ _ABSENT = float("nan")
 # Sensors that are not wired say anything: 4.3 MW, -273 or 65262 °C have all been seen.
 VOLTS, AMPERES, WATTS, DEGREES, RPM = (-60.0, 500.0), (-2e3, 2e3), (0.0, 1e5), (-60.0, 300.0), (0.0, 1e5)
 ANY = (0.0, 1e19)
+GATHERED_S = 1.0  # a step of a counter may have gathered for that much longer than between two reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class SensorReader:
         kinds = [s.field.metric and s.field.metric.kind for s in self._fast]
         self._counters = [i for i, kind in enumerate(kinds) if kind == "counter"]
         self._first = self._last = np.full(len(self._counters), np.nan)
+        self._last_ns = np.zeros(len(self._counters), np.int64)
 
     def read(self) -> Reply:
         """All values, the slow ones only when it is time; SourceError when nothing can be read any more."""
@@ -125,15 +128,15 @@ class SensorReader:
         return Reply(start + self._offset_ns, end + self._offset_ns, (texts, self._slow_values))
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
-        """The values; SourceError where a counter fell."""
+        """The values; SourceError where a counter of energy fell, or rose by what can't be."""
         start, end = times(replies)
         rows = [[*self._fast_texts.values(texts), *slow] for texts, slow in (reply.raw for reply in replies)]
         values = np.array(rows, np.float64)
-        n = self._count_from_0(values) if self._counters else len(values)
+        n, error = self._count_from_0(start, values) if self._counters else (len(values), None)
         if n:
             yield Batch(start[:n], end[:n], self._fields, values[:n])
-        if n < len(values):
-            raise SourceError("reset", f"{self.device.description}: a counter began again")
+        if error:
+            raise error
 
     def close(self) -> None:
         """Closes the files."""
@@ -158,16 +161,21 @@ class SensorReader:
                 return False
         return True
 
-    def _count_from_0(self, values: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> int:
-        """Takes the first values off the counters, in place; how many rows came before one fell."""
+    def _count_from_0(self, start: Int, values: Float) -> tuple[int, SourceError | None]:
+        """Takes the first values off the counters, in place; how many rows are good, and why not the next."""
         for row in range(len(values)):
             now = values[row, self._counters]
+            most = ((start[row] - self._last_ns) * 1e-9 + GATHERED_S) * WATTS[1]
             if (now < self._last).any():
-                return row
+                return row, SourceError("reset", f"{self.device.description}: a counter began again")
+            if (now - self._last > most).any():
+                what = f"{self.device.description}: energy rose by more than {WATTS[1]:g} W"
+                return row, SourceError("implausible", what)
+            self._last_ns = np.where(np.isnan(now), self._last_ns, start[row])
             self._last = np.where(np.isnan(now), self._last, now)
             self._first = np.where(np.isnan(self._first), now, self._first)
             values[row, self._counters] = now - self._first
-        return len(values)
+        return len(values), None
 
 
 class _Texts:
