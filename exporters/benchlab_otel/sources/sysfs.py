@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchlab_otel.model import Float
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
 
@@ -107,7 +108,7 @@ class SensorReader:
         self._slow = [s for s in there if s.slow]
         self._fast_texts = _Texts(self._fast, self._files)
         self._slow_texts = _Texts(self._slow, self._files)
-        self._slow_values: list[float] = []
+        self._slow_values = np.empty(0)
         self._fields = [s.field for s in (*self._fast, *self._slow)]
         kinds = [s.field.metric and s.field.metric.kind for s in self._fast]
         self._counters = [i for i, kind in enumerate(kinds) if kind == "counter"]
@@ -116,7 +117,7 @@ class SensorReader:
     def read(self) -> Reply:
         """All values, the slow ones only when it is time; SourceError when nothing can be read any more."""
         if time.monotonic_ns() >= self._slow_due:
-            self._slow_values = self._slow_texts.values(self._slow_texts.read())
+            self._slow_values = self._slow_texts.values([self._slow_texts.read()])[0]
             self._slow_due = time.monotonic_ns() + self._slow_ns
         start = time.monotonic_ns()
         texts = self._fast_texts.read()
@@ -128,8 +129,8 @@ class SensorReader:
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """The values; SourceError where a counter fell."""
         start, end = times(replies)
-        rows = [[*self._fast_texts.values(texts), *slow] for texts, slow in (reply.raw for reply in replies)]
-        values = np.array(rows, np.float64)
+        fast = self._fast_texts.values([reply.raw[0] for reply in replies])
+        values = np.hstack([fast, [reply.raw[1] for reply in replies]])
         n = self._count_from_0(values) if self._counters else len(values)
         if n:
             yield Batch(start[:n], end[:n], self._fields, values[:n])
@@ -159,7 +160,7 @@ class SensorReader:
                 return False
         return True
 
-    def _count_from_0(self, values: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> int:
+    def _count_from_0(self, values: Float) -> int:
         """Takes the first values off the counters, in place; how many rows came before one fell."""
         for row in range(len(values)):
             now = values[row, self._counters]
@@ -189,13 +190,24 @@ class _Texts:
                 texts.append(None)
         return texts
 
-    def values(self, texts: list[bytes | None]) -> list[float]:
-        """One value a sensor, NaN is absent."""
-        values = []
-        for value, indexes in self._sensors:
-            parts = [texts[i] for i in indexes]
+    def values(self, readings: Sequence[Sequence[bytes | None]]) -> Float:
+        """One row for the texts of each reading, one column a sensor; NaN is absent."""
+        columns = [list(_column(value, indexes, readings)) for value, indexes in self._sensors]
+        return np.array(columns, np.float64).reshape(len(columns), len(readings)).T
+
+
+def _column(
+    value: Callable[..., float], indexes: list[int], readings: Sequence[Sequence[bytes | None]]
+) -> Iterator[float]:
+    """A sensor's values. Most of its texts are those of the reading before: drivers refresh seldom."""
+    before: list[bytes | None] | None = None
+    result = _ABSENT
+    for texts in readings:
+        parts = [texts[i] for i in indexes]
+        if parts != before:
+            before = parts
             try:
-                values.append(_ABSENT if None in parts else value(*parts))
+                result = _ABSENT if None in parts else value(*parts)
             except ValueError:
-                values.append(_ABSENT)
-        return values
+                result = _ABSENT
+        yield result
