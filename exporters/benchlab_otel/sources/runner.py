@@ -155,7 +155,8 @@ class Runner:
         schedule, deadline, longest = self._schedule, -math.inf, 0.0
         while True:
             now = time.monotonic()
-            longest = max(longest, now - deadline)
+            if now - deadline > longest:
+                longest = now - deadline
             deadline = schedule.next(now)
             if deadline >= self._flush_due:
                 self._tell_what_is_due(reader, deadline)
