@@ -7,7 +7,7 @@ reads the same files, sleeps for a millisecond and keeps nothing; "sleep" only w
 times a second: what this machine's kernel (and hypervisor) takes for that alone. Then every source
 at 20 Hz (host at 1 Hz), BENCHLAB as an emulator in another process and NVML as the tests' stub library,
 the kernel's drivers as the /sys of real machines (tests/sysfs): so without the time that a driver takes;
-"sleep" is again the wakes alone, of as many threads at the same instants.
+"sleep" is again the wakes alone, of a thread for each rate, as the sources of one rate are read together.
 Each for SECONDS (default 10) and three repeats, in turn; prints the share of one core as median, min
 and max over the repeats. Opening devices is not counted: a second passes before the clock starts.
 
@@ -39,6 +39,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from benchlab_otel import sources
 from benchlab_otel.config import Benchlab, Drm, Hwmon, Nvml, PowerSupply, Rapl, Sources
 from benchlab_otel.sources import rapl
+from benchlab_otel.sources.rota import Rota
 from benchlab_otel.sources.runner import Runner
 from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import anchor
@@ -142,7 +143,7 @@ def only_sleep(schedule: Schedule, seconds: float) -> None:
 
 
 def only_wake(rates: list[float], seconds: float) -> None:
-    """A thread for each rate, as sources have for each device."""
+    """A thread for each rate."""
     begins = (time.monotonic() + i * sources.APART_S for i in range(len(rates)))
     schedules = [Schedule(1 / rate, begin, seed=1) for rate, begin in zip(rates, begins, strict=True)]
     threads = [Thread(target=only_sleep, args=(schedule, seconds)) for schedule in schedules]
@@ -181,6 +182,7 @@ def lateness(tree: Path, seconds: float) -> np.ndarray:
         address,
         lambda: rapl.open_reader(settings, address),
         schedule,
+        Rota(schedule, tell_s=0.5),
         sink,
         lambda device: {},
         flush_s=0.5,
@@ -267,7 +269,7 @@ def main() -> None:
         print("every source at 20 Hz, host at 1 Hz")
         each = ["benchlab", "rapl", *nvml(tree), "drm", "hwmon", "power_supply", "host"]
         ways = {"all": each} | {name: [name] for name in each}
-        rates = [getattr(slow, name).rate_hz for name in each]
+        rates = sorted({getattr(slow, name).rate_hz for name in each})
         together = {way: partial(sampled, names, slow, seconds) for way, names in ways.items()}
         tell(shares(together | {"sleep": partial(measured, partial(only_wake, rates, seconds))}))
 

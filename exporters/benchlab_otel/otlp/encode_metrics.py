@@ -70,7 +70,7 @@ class Told:
 
     def __init__(self) -> None:
         self._resource: Resource = {}
-        self._points: dict[_Key, Point | HistogramPoint] = {}
+        self._points: list[Point | HistogramPoint] = []
         self._request: ExportMetricsServiceRequest | None = None  # to be told again with other numbers
         self._numbers: list[metrics_pb2.NumberDataPoint] = []  # in it, of each point
 
@@ -78,21 +78,22 @@ class Told:
         self, resource: Resource, points: Sequence[Point | HistogramPoint], now_ns: int
     ) -> list[bytes]:
         """Metrics requests, to be sent in this order: what ends now (Unix ns), and `points`."""
-        told: dict[_Key, Point | HistogramPoint] = {(p.metric.name, *p.labels.items()): p for p in points}
         same = resource == self._resource
-        if not (same and list(told) == list(self._points)):
-            self._request = None
-        ends = [ended(p, now_ns) for key, p in self._points.items() if not (same and key in told)]
+        if same and len(points) == len(self._points) and all(map(_same_series, points, self._points)):
+            self._points = list(points)
+            return [self._encoded()] if points else []
+        told = {_key(point): point for point in points}
+        ends = [ended(p, now_ns) for p in self._points if not (same and _key(p) in told)]
         requests = [encode_metrics(self._resource, ends)] if ends else []
-        self._resource, self._points = resource, told
+        self._resource, self._points, self._request = resource, list(told.values()), None
         return [*requests, self._encoded()] if told else requests
 
     def _encoded(self) -> bytes:
         """The request of all points."""
-        points = [p for p in self._points.values() if isinstance(p, Point) and not math.isnan(p.value)]
+        points = [p for p in self._points if isinstance(p, Point) and not math.isnan(p.value)]
         if len(points) < len(self._points):
             self._request = None
-            return encode_metrics(self._resource, list(self._points.values()))
+            return encode_metrics(self._resource, self._points)
         if self._request is None:
             self._request, data = _message(self._resource, points)
             self._numbers = [number for number in data if isinstance(number, metrics_pb2.NumberDataPoint)]
@@ -100,6 +101,15 @@ class Told:
             number.time_unix_nano, number.start_time_unix_nano = point.time_ns, point.start_ns
             number.as_double = point.value
         return self._request.SerializeToString()
+
+
+def _key(point: Point | HistogramPoint) -> _Key:
+    return (point.metric.name, *point.labels.items())
+
+
+def _same_series(a: Point | HistogramPoint, b: Point | HistogramPoint) -> bool:
+    """As equal keys, which cost more to make."""
+    return a.metric is b.metric and (a.labels is b.labels or list(a.labels.items()) == list(b.labels.items()))
 
 
 def ended(point: Point | HistogramPoint, now_ns: int) -> Point | HistogramPoint:

@@ -22,6 +22,7 @@ from benchlab_otel.model import Resource, Scalar
 from benchlab_otel.otlp.encode import resource_of
 from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.sources.reading import Device, Reader, SourceError
+from benchlab_otel.sources.rota import Rota
 from benchlab_otel.sources.runner import Health, Runner
 from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE, anchor
@@ -113,7 +114,7 @@ def start(
     metrics_s: float = 1.0,
     latency: Latency = lambda: None,
 ) -> Running:
-    """Reads the named sources, each device in a thread of its own, until `stop` is called.
+    """Reads the named sources until `stop` is called: quick devices of one rate together, others each alone.
 
     A device that is not there or not readable is no error: its health says so and it is tried
     again. `latency` is that of the latest frames (s), for a device whose control shows it: the source
@@ -121,7 +122,10 @@ def start(
     ValueError for a name that is no source, and for a control that can't be.
     """
     found = {name: (load(name), getattr(settings, name)) for name in names}
-    seed, begins = random.getrandbits(64), count(time.monotonic(), APART_S)
+    seed, now = random.getrandbits(64), time.monotonic()
+    begins = count(now, APART_S)
+    rates = {section.rate_hz for _, section in found.values()}
+    rotas = {rate: Rota(Schedule(1.0 / rate, now, seed), flush_s) for rate in rates}
 
     def new_runner(place: _Place) -> Runner:
         name, address = place
@@ -131,6 +135,7 @@ def start(
             address,
             _opener(source, section, address, latency),
             Schedule(1.0 / section.rate_hz, next(begins), seed),
+            rotas[section.rate_hz],
             sink,
             partial(_resource, name, session_id, resource_extra or {}),
             flush_s,

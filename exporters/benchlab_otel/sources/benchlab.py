@@ -77,7 +77,7 @@ def controlled(settings: Benchlab, address: str, latency: Latency) -> Callable[[
 
 
 class BenchlabReader:
-    """One device on one port. Not for two threads."""
+    """One device on one port. Not for two threads at a time."""
 
     def __init__(self, settings: Benchlab, path: str, control: Control | None = None) -> None:
         self.path = path

@@ -40,7 +40,7 @@ NOT_FOUND = "plug it in (`lsusb -d 0483:5740` should list it), or set sources.be
 
 
 class Port:
-    """An open serial port, for this process alone. Not for two threads."""
+    """An open serial port, for this process alone. Not for two threads at a time."""
 
     def __init__(self, path: str, timeout_s: float) -> None:
         self.path = path

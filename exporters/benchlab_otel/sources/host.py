@@ -92,6 +92,7 @@ class HostReader:
                 *self._processors(),
                 *self._frequencies(),
                 *_memory(),
+                *_swap(settings.procfs),
                 *_disks(settings.sysfs),
                 *_network(),
                 *_pressure(settings.procfs),
@@ -171,10 +172,17 @@ def _memory() -> Iterator[_Value]:
     states["used"] = max(0, memory.total - sum(states.values()))
     yield from ((contract.MEMORY_USAGE, (state,), float(size)) for state, size in states.items())
     yield contract.MEMORY_LIMIT, (), float(memory.total)
-    swap = psutil.swap_memory()
-    if swap.total:
-        yield contract.PAGING_USAGE, ("used",), float(swap.used)
-        yield contract.PAGING_USAGE, ("free",), float(swap.free)
+
+
+_SWAP_KB = re.compile(r"^Swap(Total|Free): *(\d+) kB$", re.MULTILINE)
+
+
+def _swap(procfs: Path) -> Iterator[_Value]:
+    """Not by psutil, which reads all of vmstat for it, too."""
+    bytes_of = {name: float(kb) * 1024 for name, kb in _SWAP_KB.findall(text(f"{procfs}/meminfo"))}
+    if bytes_of.get("Total"):
+        yield contract.PAGING_USAGE, ("used",), bytes_of["Total"] - bytes_of["Free"]
+        yield contract.PAGING_USAGE, ("free",), bytes_of["Free"]
 
 
 def _disks(sysfs: Path) -> Iterator[_Value]:
@@ -210,7 +218,7 @@ _STALL = re.compile(r"^(some|full) .*total=(\d+)$", re.MULTILINE)
 def _pressure(procfs: Path) -> Iterator[_Value]:
     """Time that tasks waited; none where the kernel does not keep it."""
     for resource in ("cpu", "io", "memory", "irq"):
-        for kind, total_us in _STALL.findall(text(procfs / "pressure" / resource)):
+        for kind, total_us in _STALL.findall(text(f"{procfs}/pressure/{resource}")):
             yield contract.PRESSURE, (resource, kind), int(total_us) * 1e-6
 
 
@@ -228,8 +236,13 @@ def _pids(settings: Host) -> list[int]:
 
 def _children(procfs: Path, pid: int) -> Iterator[int]:
     """The processes that a process started and theirs, by the kernel's lists (CONFIG_PROC_CHILDREN)."""
-    for tasks in (procfs / str(pid) / "task").glob("*/children"):
-        for child in map(int, text(tasks).split()):
+    tasks = f"{procfs}/{pid}/task"
+    try:
+        threads = os.listdir(tasks)  # noqa: PTH208 - names only
+    except OSError:  # it has ended
+        return
+    for thread in threads:
+        for child in map(int, text(f"{tasks}/{thread}/children").split()):
             yield child
             yield from _children(procfs, child)
 

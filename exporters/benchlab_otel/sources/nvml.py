@@ -123,7 +123,7 @@ def meters(handle: Any) -> list[Meter]:
 
 
 class NvmlReader:
-    """One GPU. Not for two threads; NVML is initialized, and `close` ends that."""
+    """One GPU. Not for two threads at a time; NVML is initialized, and `close` ends that."""
 
     def __init__(self, handle: Any, what: str) -> None:
         uuid = pynvml.nvmlDeviceGetUUID(handle)

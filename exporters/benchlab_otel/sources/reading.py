@@ -5,7 +5,7 @@ time: `Reader.read` only asks, and `Reader.decode` makes values of many replies 
 
 A source is one module of this package with two functions:
 
-- `addresses(settings) -> list[str]`: what can be read here, each in a thread of its own; asked again
+- `addresses(settings) -> list[str]`: what can be read here, each by a reader of its own; asked again
   every few seconds, so cheap, and it never raises;
 - `open_reader(settings, address) -> Reader`: opens one and makes sure that it is what it should be,
   else SourceError.
@@ -78,7 +78,7 @@ class Field:
 
     key: str
     metric: Metric | None
-    labels: Mapping[str, str]
+    labels: dict[str, str]
 
 
 class Reply(NamedTuple):
@@ -100,7 +100,7 @@ class Batch:
 
 
 class Reader(Protocol):
-    """An open device."""
+    """An open device. Used by several threads, one at a time."""
 
     device: Device
 

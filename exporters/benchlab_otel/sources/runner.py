@@ -1,7 +1,8 @@
 """One thread that owns one device: reads on schedule, hands spans and metrics to the sink.
 
-A device that fails publishes nothing: its samples have a gap, its values vanish from the metrics,
-and its health says why. The runner closes it and opens it again until it is back.
+While the device answers quickly, and another one of its rate does too, the readings are left to the
+threads of the rota. A device that fails publishes nothing: its samples have a gap, its values vanish from
+the metrics, and its health says why. The runner closes it and opens it again until it is back.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event, Thread
 
 import numpy as np
@@ -25,7 +27,8 @@ from benchlab_otel.otlp.encode_metrics import Told
 from benchlab_otel.otlp.ids import nonzero, random64
 from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.sources.reading import Batch, Device, Reader, Reply, SourceError
-from benchlab_otel.sources.schedule import Schedule
+from benchlab_otel.sources.rota import Rota, Turn
+from benchlab_otel.sources.schedule import Schedule, multiple_after
 from benchlab_otel.timebase import anchor
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ class Runner:
         address: str,
         open_reader: Callable[[], Reader],
         schedule: Schedule,
+        rota: Rota,
         sink: Sink,
         resource_of: Callable[[Device | None], Resource],
         flush_s: float,
@@ -68,7 +72,8 @@ class Runner:
     ) -> None:
         self.health = Health(source, address)
         self._open_reader = open_reader
-        self._schedule = schedule
+        self._schedule, self._rota = schedule, rota
+        self._turn: Turn | None = None  # in the rota
         self._sink = sink
         self._resource_of = resource_of
         self._resource = resource_of(None)
@@ -90,10 +95,12 @@ class Runner:
     def request_stop(self) -> None:
         """Lets reading end, without waiting for it."""
         self._stop.set()
+        if self._turn:
+            self._turn.ended.set()
 
     def stop(self) -> None:
         """Ends reading and hands over what is left, with the session's root span."""
-        self._stop.set()
+        self.request_stop()
         self._thread.join()
 
     # -- reading ----------------------------------------------------------------------------
@@ -134,26 +141,52 @@ class Runner:
         return reader
 
     def _read_on(self, reader: Reader) -> None:
-        """Reads until `stop`; raises the SourceError that ended it. Little is done per reading."""
-        schedule, replies = self._schedule, self._replies
+        """Reads until `stop`, with others while it is quick; raises the SourceError that ended it."""
+        try:
+            while not self._stop.is_set():
+                self._read_alone(reader)
+                self._read_with_others(reader)
+        finally:
+            self._rota.forget(self)
+        self._flush(reader)
+
+    def _read_alone(self, reader: Reader) -> None:
+        """Reads until `stop`, or until it can be read with others. Little is done per reading."""
+        schedule, deadline, longest = self._schedule, -math.inf, 0.0
         while True:
-            deadline = schedule.next(time.monotonic())
+            now = time.monotonic()
+            if now - deadline > longest:
+                longest = now - deadline
+            deadline = schedule.next(now)
             if deadline >= self._flush_due:
-                self._flush(reader)
-                self._flush_due = _multiple_after(deadline, self._flush_s)
-                if deadline >= self._metrics_due and self._latest is not None:
-                    self._publish_metrics()
-                    self._metrics_due = _multiple_after(deadline, self._metrics_s)
+                self._tell_what_is_due(reader, deadline)
+                if self._rota.has_room(self, longest):
+                    return
+                longest = 0.0
             if self._stopped_before(deadline):
-                self._flush(reader)
                 return
-            try:
-                replies.append(reader.read())
-            except SourceError:
-                lasted = time.monotonic() - deadline
-                self._flush(reader)  # what came before is good
-                self.health.duration_s = lasted
-                raise
+            self._read(reader, deadline)
+
+    def _read_with_others(self, reader: Reader) -> None:
+        """Lets the rota's threads read until `stop`, or until a reading takes long."""
+        turn = self._turn = Turn(partial(self._read_timed, reader), partial(self._tell_what_is_due, reader))
+        if not self._stop.is_set():  # after which request_stop ends the turn
+            self._rota.take(turn)
+
+    def _read_timed(self, reader: Reader) -> float:
+        """One reading; how long it took (s)."""
+        begin = time.monotonic()
+        self._read(reader, begin)
+        return time.monotonic() - begin
+
+    def _read(self, reader: Reader, begin: float) -> None:
+        try:
+            self._replies.append(reader.read())
+        except SourceError:
+            lasted = time.monotonic() - begin
+            self._flush(reader)  # what came before is good
+            self.health.duration_s = lasted
+            raise
 
     def _stopped_before(self, deadline: float) -> bool:
         """Waits for the deadline; True when `stop` came first. Short waits sleep: an Event costs more."""
@@ -176,6 +209,16 @@ class Runner:
         self._publish_metrics()
 
     # -- telling ----------------------------------------------------------------------------
+
+    def _tell_what_is_due(self, reader: Reader, moment: float) -> None:
+        """Samples, and metrics less often, at a time of CLOCK_MONOTONIC in seconds."""
+        if moment < self._flush_due:
+            return
+        self._flush(reader)
+        self._flush_due = multiple_after(moment, self._flush_s)
+        if moment >= self._metrics_due and self._latest is not None:
+            self._publish_metrics()
+            self._metrics_due = multiple_after(moment, self._metrics_s)
 
     def _flush(self, reader: Reader) -> None:
         """Decodes and hands over the replies that are waiting; raises SourceError like `decode`."""
@@ -253,17 +296,12 @@ class Runner:
         return points
 
 
-def _multiple_after(moment: float, period: float) -> float:
-    """When to tell next: all runners at once, as what one has just done is still in the processor's cache."""
-    return (moment // period + 1) * period
-
-
 def _points(batch: Batch, since_ns: int) -> list[Point]:
     """The last reading as metric points; absent values have none. `since_ns`: when counters began."""
     time_ns = int(batch.end_ns[-1])
     starts = {"counter": since_ns}
     return [
-        Point(f.metric, dict(f.labels), value, time_ns, starts.get(f.metric.kind, 0))
+        Point(f.metric, f.labels, value, time_ns, starts.get(f.metric.kind, 0))
         for f, value in zip(batch.fields, batch.values[-1].tolist(), strict=True)
         if f.metric and not math.isnan(value)
     ]
