@@ -466,12 +466,18 @@ def test_the_error_names_the_byte() -> None:
 
 def test_hostile_variety_does_not_grow_the_cache() -> None:
     for length in range(0, 3000, 7):
-        decode_traces(wrapped(*(ID + raw_field(20 + k, b"x" * length) for k in range(3))))
+        spans = [ID + raw_field(20 + k, b"x" * length) for k in range(3)]
+        decode_traces(wrapped(*spans * decode._WORTH_A_LAYOUT))
     layouts = [layout for known in decode._layouts.values() for layout in known]
+    assert layouts
     assert len(layouts) <= decode._CACHED_LAYOUTS
-    assert sum(len(layout.image) for layout in layouts) < 4 << 20
+    arrays = [
+        array for one in layouts for array in (one.structure, one.alike.at, one.alike.mask, one.alike.bits)
+    ]
+    assert sum(array.nbytes for array in arrays) < 4 << 20
     for i in range(10 * decode._MAX_LAYOUTS):
-        check(body_of(span_of(1, (f"key{i:03}", AnyValue(int_value=1)))))
+        span = span_of(1, (f"key{i:03}", AnyValue(int_value=1)))
+        check(body_of(*[span] * decode._WORTH_A_LAYOUT))
     assert max(map(len, decode._layouts.values())) <= decode._MAX_LAYOUTS
     check(body_of(span_of(1, ("key000", AnyValue(int_value=1)))))
 

@@ -286,7 +286,7 @@ def _stages(spans: Spans, children: Int) -> tuple[NDArray[np.int32], list[str]]:
     labels = np.array(names, object)[stage]
     unnamed = labels == ""
     labels[unnamed] = np.array(spans.names, object)[spans.name[children[unnamed]]]
-    return coded(labels.tolist())
+    return coded(labels)
 
 
 def _outcomes(spans: Spans, rows: Int) -> NDArray[np.uint8]:

@@ -126,7 +126,7 @@ def _decode(block: list[Record], path: Path, reading: _Reading) -> Iterator[Span
 def _together(block: list[Record], reading: _Reading) -> Spans:
     if not reading.links and all(record.json for record in block):
         return decode_json_traces([record.body for record in block], attributes=reading.attributes)
-    spans = decode_traces(b"".join(map(_protobuf, block)), links=reading.links)
+    spans = decode_traces(*map(_protobuf, block), links=reading.links)
     if not reading.attributes:
         spans.attributes = {}
     return spans

@@ -192,7 +192,7 @@ def _numbers(column: Column) -> Float:
     if column.values.dtype.kind == "b":
         return column.values.astype(np.float64)
     if column.values.dtype.kind == "O":
-        codes, names = coded(column.values.tolist())
+        codes, names = coded(column.values)
         return np.array([METHODS.index(name) if name in METHODS else np.nan for name in names])[codes]
     return floats(column.values)
 

@@ -30,13 +30,14 @@ from benchlab_otel.otlp.protobuf import skip, varint
 Bytes = NDArray[np.uint8]
 
 
-def decode_traces(body: bytes, *, links: bool = False) -> Spans:
-    """The spans of one ExportTraceServiceRequest (= TracesData), or of several concatenated.
+def decode_traces(*requests: bytes, links: bool = False) -> Spans:
+    """The spans of one ExportTraceServiceRequest (= TracesData), or of several, as if they were one.
 
     Ids of a wrong length become 0 (invalid). `links=True` also fills `Spans.links`. Raises
-    ValueError with the byte offset for what is not such a message.
+    ValueError, with the byte offset in all of them together, for what is not such a message.
     """
-    found = locate(body)
+    body = b"".join((*requests, bytes(_WORD)))  # a span's last word may reach beyond it
+    found = locate(body, len(body) - _WORD)
     builder = _Builder(len(found.offsets), links)
     raw = np.frombuffer(body, np.uint8)
     for length, rows in by_value(found.lengths):
@@ -160,12 +161,21 @@ class _Value:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """What rows must have in common with one of them: its bits under `mask` (w,) in the words at `at` (w,)."""
+
+    at: Int
+    mask: Uint
+    bits: Uint
+
+
 @dataclass(slots=True)
 class _Layout:
-    """One parsed span: its image, which bits are structure, and where the values stand (-1: absent)."""
+    """One parsed span: which bits (length,) are structure, and where the values stand (-1: absent)."""
 
-    image: Bytes
     structure: Bytes
+    alike: _Alike = field(init=False)  # once it is parsed
     trace: int = -1
     span: int = -1
     parent: int = -1
@@ -200,15 +210,16 @@ def _decode_length(raw: Bytes, body: bytes, offsets: Int, length: int, rows: Int
     if length == 0:
         return  # an empty span: all its columns stay 0, so its ids are invalid
     at = offsets[rows]
-    if len(rows) >= _WORTH_A_LAYOUT and length >= _WORD:
-        table = sliding_window_view(raw, length)[at]
+    if len(rows) >= _WORTH_A_LAYOUT:
+        whole_words = -(-length // _WORD) * _WORD
+        table = sliding_window_view(raw, whole_words)[at]
         for layout in _layouts.get(length, ()):
             rows, at, table = _decode_matching(layout, rows, at, table, out)
         for _ in range(_MAX_LAYOUTS):
             before = len(rows)
             if before < _WORTH_A_LAYOUT:
                 break
-            layout = _parse_layout(table[0], int(at[0]))
+            layout = _parse_layout(table[0, :length], int(at[0]))
             if layout.odd:
                 break
             _remember(length, layout)
@@ -225,7 +236,7 @@ def _decode_matching(
     """Reads the rows that have this layout; returns the others."""
     if not len(rows):
         return rows, at, table
-    differs = _differs(table, layout.image, layout.structure)
+    differs = _differs(table, layout.alike)
     if differs.all():
         return rows, at, table
     if differs.any():
@@ -237,6 +248,7 @@ def _decode_matching(
 
 
 _WORD = 8  # bytes that are looked at together
+_ALL_BITS = np.uint64((1 << 64) - 1)
 
 
 def _words(table: Bytes, at: int, dtype: str) -> NDArray[Any]:
@@ -244,15 +256,23 @@ def _words(table: Bytes, at: int, dtype: str) -> NDArray[Any]:
     return np.ndarray(len(table), dtype, table, at, table.strides[:1])
 
 
-def _differs(table: Bytes, image: Bytes, bits: Bytes) -> NDArray[np.bool_]:
-    """Which rows (n,) differ from the image in any of the `bits`; rows are at least a word long."""
-    differs = np.zeros(len(table), np.uint64)
-    last = len(image) - _WORD
-    for at in (*range(0, last, _WORD), last):
-        mask = bits[at : at + _WORD].view("<u8")[0]
-        if mask:
-            differs |= (_words(table, at, "<u8") ^ image[at : at + _WORD].view("<u8")[0]) & mask
-    return differs != 0
+def _alike(image: Bytes, structure: Bytes) -> _Alike:
+    """The words of an image (length,) in which there is a bit of `structure` (length,)."""
+    mask, bits = np.zeros((2, -(-len(image) // _WORD) * _WORD), np.uint8)
+    mask[: len(image)] = structure
+    bits[: len(image)] = image & structure
+    at = np.flatnonzero(mask.view("<u8"))
+    return _Alike(at, mask.view("<u8")[at], bits.view("<u8")[at])
+
+
+def _differs(table: Bytes, alike: _Alike) -> NDArray[np.bool_]:
+    """Which rows (n,) of whole words differ in any of the bits."""
+    words = table.view("<u8")
+    differs = np.zeros(len(table), np.bool_)
+    for at, mask, bits in zip(alike.at.tolist(), alike.mask, alike.bits, strict=True):
+        column = words[:, at]
+        differs |= (column if mask == _ALL_BITS else column & mask) != bits
+    return differs
 
 
 def _read(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
@@ -313,9 +333,9 @@ def _read_value(value: _Value, table: Bytes) -> NDArray[Any]:
 
 def _texts(table: Bytes, at: int, size: int) -> list[bytes]:
     """`size` bytes of each row from `at` on; one only where all are equal."""
-    part, bits = table[:, at : at + size], np.zeros(table.shape[1], np.uint8)
-    bits[at : at + size] = 0xFF
-    if not _differs(table, table[0], bits).any():
+    part, text = table[:, at : at + size], np.zeros(table.shape[1], np.uint8)
+    text[at : at + size] = 0xFF
+    if not _differs(table, _alike(table[0], text)).any():
         return [part[0].tobytes()]
     joined = np.ascontiguousarray(part)
     texts: list[bytes] = joined.view(np.dtype((np.void, joined.shape[1])))[:, 0].tolist()
@@ -339,7 +359,7 @@ def _other(raw: bytes) -> Any:
 def _parse_layout(image: Bytes, offset: int) -> _Layout:
     """Parses one span and marks its open bytes; `offset` is for error messages."""
     body = image.tobytes()
-    layout = _Layout(image.copy(), np.full(len(body), 0xFF, np.uint8))
+    layout = _Layout(np.full(len(body), 0xFF, np.uint8))
     pos, end = 0, len(body)
     while pos < end:
         try:
@@ -352,6 +372,7 @@ def _parse_layout(image: Bytes, offset: int) -> _Layout:
             _, at = varint(body, at, end)
         _place(layout, body, number, wire, at, after)
         pos = after
+    layout.alike = _alike(image, layout.structure)
     return layout
 
 

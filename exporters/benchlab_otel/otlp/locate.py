@@ -38,12 +38,12 @@ class _Group:
     lengths: Int
 
 
-def locate(body: bytes) -> Located:
-    """The spans of one ExportTraceServiceRequest, or of several concatenated, in their order.
+def locate(body: bytes, end: int) -> Located:
+    """The spans of one ExportTraceServiceRequest in `body[:end]`, or of several concatenated, in their order.
 
     Raises ValueError with the byte offset for what is no such message.
     """
-    found = _groups(body)
+    found = _groups(body, end)
     codes: dict[bytes, int] = {}
     resources = []
     for group in found:
@@ -63,12 +63,12 @@ _NONE = np.empty(0, np.int64)
 _WORTH_COMPARING = 8  # of equal size; fewer are sooner read one by one
 
 
-def _groups(body: bytes) -> list[_Group]:
+def _groups(body: bytes, end: int) -> list[_Group]:
     """The ResourceSpans in their order."""
-    places = [(start, end) for number, start, end in fields(body, 0, len(body)) if number == 1]
+    places = [(start, after) for number, start, after in fields(body, 0, end) if number == 1]
     starts = np.array([start for start, _ in places], np.int64)
     found: dict[int, _Group] = {}
-    for size, members in by_value(np.array([end - start for start, end in places], np.int64)):
+    for size, members in by_value(np.array([after - start for start, after in places], np.int64)):
         found.update(zip(members.tolist(), _of_size(body, starts[members], size), strict=True))
     return [found[i] for i in range(len(places))]
 
