@@ -51,7 +51,7 @@ def concatenate(blocks: Sequence[Spans]) -> Spans:
         return blocks[0]
     names: dict[str, int] = {}
     resources: list[dict[str, Any]] = []
-    parts: dict[str, list[tuple[Int, NDArray[Any]]]] = {}
+    parts: dict[str, list[Part]] = {}
     name_columns, resource_columns = [], []
     links: dict[int, Uint] = {}
     base = 0
@@ -60,8 +60,10 @@ def concatenate(blocks: Sequence[Spans]) -> Spans:
         name_columns.append(codes[block.name] if len(block) else block.name)
         resource_codes = np.array([_intern(resources, r) for r in block.resources], np.int32)
         resource_columns.append(resource_codes[block.resource] if len(block) else block.resource)
+        of_layouts = {id(column.rows): column.rows for column in block.attributes.values()}
+        moved = {key: rows + base for key, rows in of_layouts.items()}
         for key, column in block.attributes.items():
-            parts.setdefault(key, []).append((column.rows + base, column.values))
+            parts.setdefault(key, []).append((moved[id(column.rows)], column.values))
         links.update({row + base: value for row, value in block.links.items()})
         base += len(block)
     return Spans(
@@ -75,7 +77,7 @@ def concatenate(blocks: Sequence[Spans]) -> Spans:
         resource=_join(resource_columns, np.int32),
         names=list(names),
         resources=resources,
-        attributes={key: merge_parts(found) for key, found in parts.items()},
+        attributes=merged(parts),
         links=links,
     )
 
@@ -84,12 +86,15 @@ def take(spans: Spans, rows: Int) -> Spans:
     """The given rows of `spans`, each at most once, in the order given."""
     place = np.full(len(spans), -1, np.int64)
     place[rows] = np.arange(len(rows))
-    attributes = {}
+    parts: dict[str, list[Part]] = {}
+    moved: dict[int, tuple[Int, NDArray[np.bool_]]] = {}  # by the rows, which attributes share
     for key, column in spans.attributes.items():
-        target = place[column.rows]
-        kept = target >= 0
-        if kept.any():
-            attributes[key] = _ascending(target[kept], column.values[kept])
+        if id(column.rows) not in moved:
+            target = place[column.rows]
+            moved[id(column.rows)] = target[target >= 0], target >= 0
+        rows_now, kept = moved[id(column.rows)]
+        if len(rows_now):
+            parts[key] = [(rows_now, column.values[kept])]
     return Spans(
         trace=spans.trace[rows],
         span=spans.span[rows],
@@ -101,16 +106,9 @@ def take(spans: Spans, rows: Int) -> Spans:
         resource=spans.resource[rows],
         names=spans.names,
         resources=spans.resources,
-        attributes=attributes,
+        attributes=merged(parts),
         links={int(place[r]): v for r, v in spans.links.items() if place[r] >= 0},
     )
-
-
-def _ascending(rows: Int, values: NDArray[Any]) -> Column:
-    if (rows[1:] > rows[:-1]).all():
-        return Column(rows, values)
-    order = np.argsort(rows)
-    return Column(rows[order], values[order])
 
 
 def _intern(resources: list[dict[str, Any]], resource: dict[str, Any]) -> int:
@@ -163,7 +161,7 @@ class _Value:
 
 @dataclass(frozen=True, slots=True)
 class _Alike:
-    """What rows must have in common with one of them: its bits under `mask` (w,) in the words at `at` (w,)."""
+    """What rows have in common with one of them: its `bits` (w,) under `mask` (w,) in the words `at` (w,)."""
 
     at: Int
     mask: Uint
@@ -506,7 +504,7 @@ class _Builder:
         self.status = np.zeros(n, np.uint8)
         self.name = np.zeros(n, np.int32)
         self.names: dict[str, int] = {"": 0}
-        self.parts: dict[str, list[tuple[Int, NDArray[Any]]]] = {}
+        self.parts: dict[str, list[Part]] = {}
         self.ones: dict[tuple[str, type], tuple[list[int], list[Any]]] = {}
         self.links: dict[int, Uint] = {}
         self.want_links = want_links
@@ -543,23 +541,46 @@ class _Builder:
             resource=resource,
             names=list(self.names),
             resources=resources,
-            attributes={key: merge_parts(parts) for key, parts in self.parts.items()},
+            attributes=merged(self.parts),
             links=self.links,
         )
 
 
-def merge_parts(parts: list[tuple[Int, NDArray[Any]]]) -> Column:
-    """The parts of one attribute, rows ascending; values of different types become objects."""
-    if len(parts) == 1:
-        return Column(*parts[0])
-    rows = np.concatenate([r for r, _ in parts])
-    arrays = [v for _, v in parts]
+Part = tuple[Int, NDArray[Any]]  # rows, ascending, and their values
+
+
+def merged(parts: dict[str, list[Part]]) -> dict[str, Column]:
+    """The parts of each attribute as a column; values of different types become objects."""
+    places: dict[tuple[int, ...], tuple[Int, Int | None]] = {}  # attributes of one layout have the same rows
+    out = {}
+    for key, found in parts.items():
+        all_rows = [rows for rows, _ in found]
+        same = tuple(map(id, all_rows))
+        if same not in places:
+            places[same] = _ascending(all_rows)
+        rows, order = places[same]
+        values = _joined([values for _, values in found])
+        out[key] = Column(rows, values if order is None else values[order])
+    return out
+
+
+def _ascending(parts: list[Int]) -> tuple[Int, Int | None]:
+    """(rows, which of the parts' values they have), None where they have them all as they come.
+
+    Of a key given twice in a span the last value counts.
+    """
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if (rows[1:] > rows[:-1]).all():
+        return rows, None
+    order = np.argsort(rows, kind="stable")
+    rows = rows[order]
+    last = np.append(rows[1:] != rows[:-1], True)
+    return rows[last], order[last]
+
+
+def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    if len(arrays) == 1:
+        return arrays[0]
     if len({a.dtype for a in arrays}) > 1:
         arrays = [a.astype(object) for a in arrays]
-    values = np.concatenate(arrays)
-    if (rows[1:] > rows[:-1]).all():
-        return Column(rows, values)
-    order = np.argsort(rows, kind="stable")
-    rows, values = rows[order], values[order]
-    last = np.append(rows[1:] != rows[:-1], True)  # of a key given twice in a span the last one counts
-    return Column(rows[last], values[last])
+    return np.concatenate(arrays)
