@@ -67,11 +67,12 @@ def assemble(state: Assembly, spans: Spans, ours: Bool | None = None) -> list[Fr
     valid = (spans.start > 0) & (spans.end >= spans.start)
     state.invalid += int(len(spans) - valid.sum())
     _advance(state, spans, valid, ours)
-    wanted = np.flatnonzero(valid & _of_pipelines(spans))
-    parts = [s for s in (state.waiting, take(spans, wanted) if len(wanted) < len(spans) else spans) if s]
-    if not parts:
-        return []
-    return _give_out(state, concatenate(parts), state.watermark - state.lateness_ns, spans)
+    wanted = valid & _of_pipelines(spans)
+    together = spans
+    if state.waiting is not None:
+        together = concatenate([state.waiting, spans])
+        wanted = np.append(np.ones(len(state.waiting), np.bool_), wanted)
+    return _give_out(state, together, wanted, state.watermark - state.lateness_ns, spans)
 
 
 def _advance(state: Assembly, spans: Spans, valid: Bool, ours: Bool | None) -> None:
@@ -90,7 +91,8 @@ def finish(state: Assembly) -> list[Frames]:
     waiting, state.waiting = state.waiting, None
     if waiting is None:
         return []
-    out = _give_out(state, waiting, np.iinfo(np.int64).max, take(waiting, np.empty(0, np.int64)))
+    wanted = np.ones(len(waiting), np.bool_)
+    out = _give_out(state, waiting, wanted, np.iinfo(np.int64).max, take(waiting, np.empty(0, np.int64)))
     if state.waiting is not None:
         state.orphaned += len(state.waiting)
         state.waiting = None
@@ -127,13 +129,13 @@ def frame_key(trace: Uint, span: Uint) -> Uint:
     return mix64(trace[:, 0] ^ mix64(trace[:, 1] ^ mix64(span)))
 
 
-def _give_out(state: Assembly, spans: Spans, before: int, new: Spans) -> list[Frames]:
-    """Frames among `spans` that ended before `before`; the rest is kept in the state.
+def _give_out(state: Assembly, spans: Spans, wanted: Bool, before: int, new: Spans) -> list[Frames]:
+    """Frames among the `wanted` (n,) spans that ended before `before`; the rest is kept in the state.
 
-    `new` is the block that came last, with the spans that are of no frame.
+    `new` are those of the spans that came last.
     """
     is_root = _roots(spans)
-    roots, children = np.flatnonzero(is_root), np.flatnonzero(~is_root)
+    roots, children = np.flatnonzero(wanted & is_root), np.flatnonzero(wanted & ~is_root)
     root_key = frame_key(spans.trace[roots], spans.span[roots])
     roots, root_key = _first_of_each(state, roots, root_key)
     child_frame = frame_key(spans.trace[children], spans.parent[children])

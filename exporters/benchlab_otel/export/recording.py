@@ -171,16 +171,21 @@ class _Column:
         """Appends values, at a row further on if the rows before it have none."""
         self.reach(self._size if at is None else at)
         start = self._size
-        self.reach(start + len(values))
+        self._grow(start + len(values))
         self.array()[start:] = values
 
     def reach(self, size: int) -> None:
         """Grows to `size` rows; the new ones are absent."""
-        start, self._size = self._size, max(self._size, size)
-        needed = self._size * self._row_bytes
+        start = self._size
+        if size > start:
+            self._grow(size)
+            self.array()[start:] = self._absent
+
+    def _grow(self, size: int) -> None:
+        self._size = size
+        needed = size * self._row_bytes
         if needed > len(self._pages):
             self._pages.resize(needed + needed // 8)
-        self.array()[start:] = self._absent
 
     def array(self) -> Array:
         """The rows; while anyone has them the column can't grow."""
