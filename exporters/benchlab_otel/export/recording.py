@@ -16,6 +16,7 @@ from benchlab_otel.align.aligner import Aligned, Aligner, align, close
 from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy
 from benchlab_otel.align.attribution.meters import attribute_all
 from benchlab_otel.align.segments import Segment, add_to_segment, finish_segment, forget_readings
+from benchlab_otel.archive.ahead import read_ahead
 from benchlab_otel.archive.reader import read_spans
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session
@@ -122,7 +123,9 @@ def session_spans(
     """The session's spans, in blocks: as they arrived where it was recorded live, so that the figures are
     the same again."""
     live = session.manifest is not None and session.manifest.live
-    return read_spans(session.traces, faults, as_arrived=live, progress=progress)
+    return read_ahead(
+        lambda found: read_spans(session.traces, found, as_arrived=live, progress=progress), faults
+    )
 
 
 def align_session(

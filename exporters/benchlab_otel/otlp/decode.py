@@ -28,17 +28,24 @@ from benchlab_otel.otlp.locate import by_value, locate
 from benchlab_otel.otlp.protobuf import skip, varint
 
 Bytes = NDArray[np.uint8]
+Wanted = Callable[[str], bool]  # of an attribute's key
 
 
-def decode_traces(*requests: bytes, links: bool = False) -> Spans:
+def all_attributes(_: str) -> bool:
+    """Wants every attribute."""
+    return True
+
+
+def decode_traces(*requests: bytes, links: bool = False, wanted: Wanted = all_attributes) -> Spans:
     """The spans of one ExportTraceServiceRequest (= TracesData), or of several, as if they were one.
 
-    Ids of a wrong length become 0 (invalid). `links=True` also fills `Spans.links`. Raises
-    ValueError, with the byte offset in all of them together, for what is not such a message.
+    Ids of a wrong length become 0 (invalid). `links=True` also fills `Spans.links`; of the attributes those
+    are read whose keys are `wanted`. Raises ValueError, with the byte offset in all requests together, for
+    what is not such a message.
     """
     body = b"".join((*requests, bytes(_WORD)))  # a span's last word may reach beyond it
     found = locate(body, len(body) - _WORD)
-    builder = _Builder(len(found.offsets), links)
+    builder = _Builder(len(found.offsets), links, wanted)
     raw = np.frombuffer(body, np.uint8)
     for length, rows in by_value(found.lengths):
         _decode_length(raw, body, found.offsets, length, rows, builder)
@@ -288,6 +295,8 @@ def _read(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
     out.status[rows] = layout.status
     _read_names(layout, rows, table, out)
     for value in layout.values:
+        if not out.wanted(value.key):
+            continue
         column = _read_value(value, table)
         if value.kind == "o":
             given = np.array([v is not None for v in column], np.bool_)
@@ -465,7 +474,11 @@ def _decode_singly(body: bytes, rows: Int, at: Int, length: int, out: _Builder) 
     out.status[rows] = [_status(span.status.code) for span in spans]
     out.name[rows] = [out.name_code(span.name) for span in spans]
     for row, span in zip(rows.tolist(), spans, strict=True):
-        given = {kv.key: _plain(kv.value) for kv in span.attributes if kv.value.WhichOneof("value")}
+        given = {
+            kv.key: _plain(kv.value)
+            for kv in span.attributes
+            if kv.value.WhichOneof("value") and out.wanted(kv.key)
+        }
         for key, value in given.items():
             out.add_one(key, row, value)
         if out.want_links:
@@ -495,7 +508,7 @@ def _id(raw: bytes, length: int) -> bytes:
 class _Builder:
     """Columns being filled: each layout writes its rows."""
 
-    def __init__(self, n: int, want_links: bool) -> None:
+    def __init__(self, n: int, want_links: bool, wanted: Wanted) -> None:
         self.trace = np.zeros((n, 2), np.uint64)
         self.span = np.zeros(n, np.uint64)
         self.parent = np.zeros(n, np.uint64)
@@ -508,6 +521,7 @@ class _Builder:
         self.ones: dict[tuple[str, type], tuple[list[int], list[Any]]] = {}
         self.links: dict[int, Uint] = {}
         self.want_links = want_links
+        self.wanted = wanted
 
     def name_code(self, name: str) -> int:
         return self.names.setdefault(name, len(self.names))
