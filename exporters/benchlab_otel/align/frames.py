@@ -40,6 +40,7 @@ from benchlab_otel.otlp.decode import concatenate, take
 from benchlab_otel.otlp.ids import mix64
 
 ORPHAN_NS = 30_000_000_000  # a stage whose frame has not come after this long belongs to none
+_STRETCH = 64  # stages of which the first one's frame is looked up
 REMEMBER_NS = 60_000_000_000  # frames given out are remembered this long, to know repeats
 
 
@@ -139,9 +140,9 @@ def _give_out(state: Assembly, spans: Spans, wanted: Bool, before: int, new: Spa
     root_key = frame_key(spans.trace[roots], spans.span[roots])
     roots, root_key = _first_of_each(state, roots, root_key)
     child_frame = frame_key(spans.trace[children], spans.parent[children])
-    order = np.argsort(root_key)
-    place, owned = _found(child_frame, root_key[order])
-    owner = order[place[owned]]
+    owner = _owners(child_frame, root_key)
+    owned = owner >= 0
+    owner = owner[owned]
 
     end = spans.end[roots].copy()
     np.maximum.at(end, owner, spans.end[children[owned]])
@@ -164,6 +165,25 @@ def _found(keys: Uint, ascending: Uint) -> tuple[Int, Bool]:
     inside = place < len(ascending)
     inside[inside] = ascending[place[inside]] == keys[inside]
     return place, inside
+
+
+def _owners(keys: Uint, roots: Uint) -> Int:
+    """(n,) which of the m root keys, all different, each of the n keys is; -1 where none is it."""
+    owner = np.full(len(keys), -1)
+    if not (len(keys) and len(roots)):
+        return owner
+    order = np.argsort(roots)
+    # a stage's spans mostly come in the order of their frames: each stretch goes on as it begins
+    place, found = _found(keys[::_STRETCH], roots[order])
+    begins = np.where(found, order[np.minimum(place, len(roots) - 1)], 0)
+    guess = np.repeat(begins, _STRETCH)[: len(keys)] + np.arange(len(keys)) % _STRETCH
+    np.minimum(guess, len(roots) - 1, out=guess)
+    right = roots[guess] == keys
+    owner[right] = guess[right]
+    others = np.flatnonzero(~right)
+    place, found = _found(keys[others], roots[order])
+    owner[others[found]] = order[place[found]]
+    return owner
 
 
 def _among(keys: Uint, others: Uint) -> Bool:

@@ -292,7 +292,8 @@ def _read(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
         out.start[rows] = _words(table, layout.start, "<i8")
     if layout.end >= 0:
         out.end[rows] = _words(table, layout.end, "<i8")
-    out.status[rows] = layout.status
+    if layout.status:
+        out.status[rows] = layout.status
     _read_names(layout, rows, table, out)
     for value in layout.values:
         if not out.wanted(value.key):

@@ -95,10 +95,10 @@ def _of_size(body: bytes, starts: Int, size: int) -> list[_Group]:
 
 def _alike(body: bytes, starts: Int, first: _Group, size: int) -> NDArray[np.bool_]:
     """Which (n,) have their spans where the first one has: their bytes outside of them are the same."""
-    inside = np.zeros(size + 1, np.int8)
-    inside[first.offsets - first.start] += 1
-    inside[first.offsets - first.start + first.lengths] -= 1
-    outside = np.flatnonzero(np.cumsum(inside[:-1], dtype=np.int8) == 0)
+    spans = first.offsets - first.start
+    begins, gaps = np.append(0, spans + first.lengths), np.append(spans, size)
+    gaps -= begins
+    outside = np.arange(gaps.sum()) + np.repeat(begins - np.cumsum(gaps) + gaps, gaps)
     if 2 * len(outside) > size:
         return np.arange(len(starts)) == 0  # there is little to gain, and comparing would take much memory
     raw = np.frombuffer(body, np.uint8)
