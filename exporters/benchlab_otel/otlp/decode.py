@@ -177,10 +177,9 @@ class _Alike:
 
 @dataclass(slots=True)
 class _Layout:
-    """One parsed span: which bits (length,) are structure, and where the values stand (-1: absent)."""
+    """One parsed span: what spans like it have in common, and where the values stand (-1: absent)."""
 
-    structure: Bytes
-    alike: _Alike = field(init=False)  # once it is parsed
+    alike: _Alike = field(init=False)  # known once it is parsed
     trace: int = -1
     span: int = -1
     parent: int = -1
@@ -365,9 +364,9 @@ def _other(raw: bytes) -> Any:
 
 
 def _parse_layout(image: Bytes, offset: int) -> _Layout:
-    """Parses one span and marks its open bytes; `offset` is for error messages."""
+    """Parses one span; `offset` is for error messages."""
     body = image.tobytes()
-    layout = _Layout(np.full(len(body), 0xFF, np.uint8))
+    layout, structure = _Layout(), np.full(len(body), 0xFF, np.uint8)  # all its bits, but for its values
     pos, end = 0, len(body)
     while pos < end:
         try:
@@ -378,18 +377,20 @@ def _parse_layout(image: Bytes, offset: int) -> _Layout:
         number, wire = tag >> 3, tag & 7
         if wire == 2:
             _, at = varint(body, at, end)
-        _place(layout, body, number, wire, at, after)
+        _place(layout, structure, body, number, wire, at, after)
         pos = after
-    layout.alike = _alike(image, layout.structure)
+    layout.alike = _alike(image, structure)
     return layout
 
 
 _BYTES_FIELDS = {1: ("trace", 16), 2: ("span", 8), 4: ("parent", 8)}
 
 
-def _place(layout: _Layout, body: bytes, number: int, wire: int, at: int, after: int) -> None:
-    """Notes one field of the span."""
-    opened = layout.structure[at:after]
+def _place(
+    layout: _Layout, structure: Bytes, body: bytes, number: int, wire: int, at: int, after: int
+) -> None:
+    """Notes one field of the span, and opens the bits of `structure` that are its value."""
+    opened = structure[at:after]
     if wire == 2 and number in _BYTES_FIELDS:
         name, size = _BYTES_FIELDS[number]
         setattr(layout, name, at if after - at == size else -1)
@@ -401,9 +402,9 @@ def _place(layout: _Layout, body: bytes, number: int, wire: int, at: int, after:
         layout.name = (at, after - at)
         opened[:] = 0
     elif wire == 2 and number == 9:
-        _place_attribute(layout, body, at, after)
+        _place_attribute(layout, structure, body, at, after)
     elif wire == 2 and number == 13:
-        _place_link(layout, body, at, after)
+        _place_link(layout, structure, body, at, after)
     elif wire == 2 and number == 15:
         for inner, value, inner_wire in _inner(body, at, after):
             if inner == 3 and inner_wire == 0:
@@ -434,7 +435,7 @@ def _status(code: int) -> int:
 _KINDS = {(1, 2): "s", (2, 0): "b", (3, 0): "i", (4, 1): "f"}
 
 
-def _place_attribute(layout: _Layout, body: bytes, at: int, end: int) -> None:
+def _place_attribute(layout: _Layout, structure: Bytes, body: bytes, at: int, end: int) -> None:
     key, whole = "", None
     for number, (a, b), wire in _inner(body, at, end):
         if number == 1 and wire == 2:
@@ -449,18 +450,18 @@ def _place_attribute(layout: _Layout, body: bytes, at: int, end: int) -> None:
     kind = _KINDS.get((number, wire))
     if kind is None or len(given) > 1:
         kind, (a, b) = "o", whole
-    layout.structure[a:b] = 0x80 if kind in "ib" else 0
+    structure[a:b] = 0x80 if kind in "ib" else 0
     layout.values.append(_Value(key, kind, a, b - a))
 
 
-def _place_link(layout: _Layout, body: bytes, at: int, end: int) -> None:
+def _place_link(layout: _Layout, structure: Bytes, body: bytes, at: int, end: int) -> None:
     found = {
         number: (a, b) for number, (a, b), wire in _inner(body, at, end) if wire == 2 and number in (1, 2)
     }
     trace, span = found.get(1, (0, 0)), found.get(2, (0, 0))
     if trace[1] - trace[0] == 16 and span[1] - span[0] == 8:
-        layout.structure[trace[0] : trace[1]] = 0
-        layout.structure[span[0] : span[1]] = 0
+        structure[trace[0] : trace[1]] = 0
+        structure[span[0] : span[1]] = 0
         layout.links.append((trace[0], span[0]))
 
 
