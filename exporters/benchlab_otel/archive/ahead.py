@@ -13,7 +13,7 @@ from typing import TypeVar
 from benchlab_otel.archive.records import Fault
 
 T = TypeVar("T")
-BLOCKS = 2  # that are read before they are asked for; more would only take memory
+BLOCKS = 1  # that are read before they are asked for; more would only take memory
 
 
 def read_ahead(read: Callable[[list[Fault]], Iterator[T]], faults: list[Fault]) -> Iterator[T]:
