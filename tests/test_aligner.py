@@ -23,6 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from benchlab_otel import contract
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
 from benchlab_otel.align.energy_spans import encode_energy, has_energy
+from benchlab_otel.align.frames import _owners
 from benchlab_otel.align.interpolate import LOOK_BACK
 from benchlab_otel.archive.records import Fault, compressor, frame
 from benchlab_otel.archive.session import Session
@@ -790,3 +791,14 @@ def test_the_command_gives_the_same_bytes_twice(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "1,200 of 1,200 frames with energy" in done.stdout
     assert out[0].read_bytes() == out[1].read_bytes() != b""
+
+
+# -- which frame a stage is of ------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 400), unique=True, max_size=200), st.lists(st.integers(0, 400)), st.booleans())
+def test_each_stage_finds_its_frame(frames: list[int], stages: list[int], in_order: bool) -> None:
+    """Whether they come in the order of their frames, as mostly, or in any."""
+    wanted = [*frames, *frames[3:], *stages] if in_order else stages
+    found = _owners(np.array(wanted, np.uint64), np.array(frames, np.uint64))
+    assert found.tolist() == [frames.index(key) if key in frames else -1 for key in wanted]

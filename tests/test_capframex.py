@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from benchlab_otel.align.marks import UnknownMark
+from benchlab_otel.export import output
 from benchlab_otel.export.capframex import write_json
-from benchlab_otel.export.capframex_columns import Options
+from benchlab_otel.export.capframex_columns import Options, _in_last_stage, _until_displayed
 from benchlab_otel.export.capframex_csv import write_csv, write_presentmon
 from benchlab_otel.export.capframex_report import CapFrameXReport, make_capframex_report, render
 from benchlab_otel.export.capframex_statistics import fps_per_10_watts, rounded, statistics
+from benchlab_otel.export.output import dump_json
 from capframex_validator import (
     csv_problems,
     json_problems,
@@ -428,3 +432,43 @@ print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100_000, "KiB over the arrays"
+
+
+# -- columns as text ----------------------------------------------------------------------------
+
+FLOATS = st.sampled_from([0.0, -0.0, 16.6667, 1e-7, float("nan")])
+ARRAYS = st.one_of(
+    st.lists(FLOATS).map(np.array),
+    st.tuples(FLOATS, st.integers(1, 9)).map(lambda one: np.full(one[1], one[0])),
+    st.tuples(FLOATS, st.integers(1, 9)).map(lambda one: np.broadcast_to(one[0], one[1])),
+    st.lists(st.booleans()).map(lambda values: np.array(values, np.bool_)),
+    st.lists(st.integers(-3, 3)).map(lambda values: np.array(values, np.int64)),
+)
+
+
+@given(ARRAYS, st.sampled_from([1, 2, 1000]))
+def test_arrays_are_written_as_their_values(values: np.ndarray, block: int) -> None:
+    out = io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output, "BLOCK", block)
+        dump_json(out, values)
+    assert out.getvalue().decode() == json.dumps(values.tolist(), separators=(",", ":")).replace(
+        "1e-07", "1e-7"
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 9)), max_size=12))
+def test_the_last_stage_is_the_one_that_ends_last(stages: list[tuple[int, int, int]]) -> None:
+    """Stages (frame, begin, length in ms) that run one after the other or side by side."""
+    stages.sort()
+    frames = make_run(6, dropped=(2,)).frames
+    frames.stage_frame = np.array([f for f, _, _ in stages], np.int64)
+    frames.stage_begin = np.array([frames.begin[f] + b * MS for f, b, _ in stages], np.int64)
+    frames.stage_end = np.array([frames.begin[f] + (b + d) * MS for f, b, d in stages], np.int64)
+    inside, until = [0.0] * 6, [0.0] * 6
+    for f in {f for f, _, _ in stages} - {2}:
+        _, begin, length = max((s for s in stages if s[0] == f), key=lambda s: (s[1] + s[2], s[1]))
+        inside[f] = length / 1e3
+        until[f] = (frames.end[f] - frames.begin[f] - begin * MS) / 1e9
+    assert _in_last_stage(frames).tolist() == inside
+    assert _until_displayed(frames).tolist() == pytest.approx(until)

@@ -222,6 +222,22 @@ def test_blocks_concatenated_and_rows_taken(bodies: list[bytes], chance: random.
     assert rows_of(take(joined, np.array(rows, np.int64))) == [expected[i] for i in rows]
 
 
+@settings(max_examples=40, deadline=None)
+@given(requests(), st.sets(TEXT))
+def test_only_the_wanted_attributes_are_read(body: bytes, wanted: set[str]) -> None:
+    expected = decode_traces(body)
+    expected.attributes = {key: column for key, column in expected.attributes.items() if key in wanted}
+    found = decode_traces(body, wanted=wanted.__contains__)
+    assert rows_of(found) == rows_of(expected)
+    assert found.attributes.keys() == expected.attributes.keys()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(requests(), max_size=3))
+def test_several_requests_are_as_one(bodies: list[bytes]) -> None:
+    assert rows_of(decode_traces(*bodies, links=True)) == by_library(b"".join(bodies))
+
+
 @settings(max_examples=20, deadline=None)
 @given(requests(), requests(), st.randoms(use_true_random=False))
 def test_many_requests_that_repeat_their_form(one: bytes, other: bytes, chance: random.Random) -> None:
@@ -466,12 +482,16 @@ def test_the_error_names_the_byte() -> None:
 
 def test_hostile_variety_does_not_grow_the_cache() -> None:
     for length in range(0, 3000, 7):
-        decode_traces(wrapped(*(ID + raw_field(20 + k, b"x" * length) for k in range(3))))
+        spans = [ID + raw_field(20 + k, b"x" * length) for k in range(3)]
+        decode_traces(wrapped(*spans * decode._WORTH_A_LAYOUT))
     layouts = [layout for known in decode._layouts.values() for layout in known]
+    assert layouts
     assert len(layouts) <= decode._CACHED_LAYOUTS
-    assert sum(len(layout.image) for layout in layouts) < 4 << 20
+    arrays = [array for one in layouts for array in (one.alike.at, one.alike.mask, one.alike.bits)]
+    assert sum(array.nbytes for array in arrays) < 4 << 20
     for i in range(10 * decode._MAX_LAYOUTS):
-        check(body_of(span_of(1, (f"key{i:03}", AnyValue(int_value=1)))))
+        span = span_of(1, (f"key{i:03}", AnyValue(int_value=1)))
+        check(body_of(*[span] * decode._WORTH_A_LAYOUT))
     assert max(map(len, decode._layouts.values())) <= decode._MAX_LAYOUTS
     check(body_of(span_of(1, ("key000", AnyValue(int_value=1)))))
 

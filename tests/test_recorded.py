@@ -351,3 +351,21 @@ def test_a_stage_without_figures_says_so(pruned: Session) -> None:
     told = with_recorded(frames, found, {})
     figures = [f for f in recorded._attribution(told.readings[0], [told]).stages if f.group == ["other"]]
     assert [f.reason for f in figures] == [NO_FIGURE]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "wanted"),
+    [
+        ("energy.system_j", True),
+        ("energy.system_interpolated_uncertainty_j", True),
+        ("energy.package-0.method", True),
+        ("energy.system.meter", True),
+        ("energy.system@10.0.0.5:1883_j", True),
+        ("energy.system.decode_j", False),
+        ("energy.system.de@code_j", False),
+        ("energy.system.resolvable", False),
+        ("power.system_mean_w", False),
+    ],
+)
+def test_which_attributes_are_of_whole_frames(attribute: str, wanted: bool) -> None:
+    assert recorded._of_frame(attribute) == wanted

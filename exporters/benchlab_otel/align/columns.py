@@ -24,24 +24,44 @@ def texts(spans: Spans, attribute: str, absent: str = "") -> NDArray[np.object_]
 
 
 def words(spans: Spans, attribute: str, rows: Int) -> tuple[NDArray[np.int32], list[str]]:
-    """The texts of some rows (n,) as codes (n,) into the words that there are; "" where a row has none."""
+    """The texts of some rows (n,) as codes (n,) into the words that there are, in order of their first
+    appearance; "" where a row has none."""
     column = spans.attributes.get(attribute)
     if column is None or not len(rows):
         return np.zeros(len(rows), np.int32), [""] * bool(len(rows))
-    values = column.values
-    if not np.array_equal(column.rows, rows):
-        place = np.full(len(spans), len(values), np.int64)
-        place[column.rows] = np.arange(len(values))
-        values = np.append(values.astype(object), "")[place[rows]]
-    return coded(values.tolist())
+    codes, texts = coded(column.values)
+    if np.array_equal(column.rows, rows):
+        return codes, texts
+    absent = texts.index("") if "" in texts else len(texts)
+    of_row = np.full(len(spans), absent, np.int32)
+    of_row[column.rows] = codes
+    return _by_appearance(of_row[rows], [*texts, ""])
 
 
-def coded(values: list[Any]) -> tuple[NDArray[np.int32], list[str]]:
+def _by_appearance(codes: NDArray[np.int32], texts: list[str]) -> tuple[NDArray[np.int32], list[str]]:
+    """The codes (n,) anew, into those of the texts that appear, in order of their first appearance."""
+    first = np.full(len(texts), len(codes))
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # of repeated places the last one assigned stays
+    order = np.argsort(first)[: int((first < len(codes)).sum())]
+    anew = np.zeros(len(texts), np.int32)
+    anew[order] = np.arange(len(order))
+    return anew[codes], [texts[i] for i in order.tolist()]
+
+
+def coded(values: NDArray[Any]) -> tuple[NDArray[np.int32], list[str]]:
     """n values as codes (n,) into their texts, in order of their first appearance."""
-    texts = values if set(map(type, values)) <= {str} else list(map(str, values))
+    if values.dtype == object and len(values):
+        # senders repeat their texts: only the first of each run is looked at, equal by being the same object
+        begins = np.append(0, np.flatnonzero(values[1:] != values[:-1]) + 1)
+        heads = values[begins].tolist()
+        if set(map(type, heads)) == {str}:  # 1 and True, which are equal, have different texts
+            codes, texts = _coded(heads)
+            return np.repeat(codes, np.diff(begins, append=len(values))), texts
+    return _coded(list(map(str, values.tolist())))
+
+
+def _coded(texts: list[str]) -> tuple[NDArray[np.int32], list[str]]:
     codes = {text: code for code, text in enumerate(dict.fromkeys(texts))}
-    if len(codes) == 1:
-        return np.zeros(len(texts), np.int32), list(codes)
     return np.fromiter(map(codes.__getitem__, texts), np.int32, len(texts)), list(codes)
 
 

@@ -40,6 +40,7 @@ from benchlab_otel.otlp.decode import concatenate, take
 from benchlab_otel.otlp.ids import mix64
 
 ORPHAN_NS = 30_000_000_000  # a stage whose frame has not come after this long belongs to none
+_STRETCH = 64  # stages of which the first one's frame is looked up
 REMEMBER_NS = 60_000_000_000  # frames given out are remembered this long, to know repeats
 
 
@@ -67,12 +68,12 @@ def assemble(state: Assembly, spans: Spans, ours: Bool | None = None) -> list[Fr
     valid = (spans.start > 0) & (spans.end >= spans.start)
     state.invalid += int(len(spans) - valid.sum())
     _advance(state, spans, valid, ours)
-    wanted = np.flatnonzero(valid & _of_pipelines(spans))
-    others = _keys_of_others(spans)
-    parts = [s for s in (state.waiting, take(spans, wanted) if len(wanted) < len(spans) else spans) if s]
-    if not parts:
-        return []
-    return _give_out(state, concatenate(parts), state.watermark - state.lateness_ns, others)
+    wanted = valid & _of_pipelines(spans)
+    together = spans
+    if state.waiting is not None:
+        together = concatenate([state.waiting, spans])
+        wanted = np.append(np.ones(len(state.waiting), np.bool_), wanted)
+    return _give_out(state, together, wanted, state.watermark - state.lateness_ns, spans)
 
 
 def _advance(state: Assembly, spans: Spans, valid: Bool, ours: Bool | None) -> None:
@@ -91,7 +92,8 @@ def finish(state: Assembly) -> list[Frames]:
     waiting, state.waiting = state.waiting, None
     if waiting is None:
         return []
-    out = _give_out(state, waiting, np.iinfo(np.int64).max, np.empty(0, np.uint64))
+    wanted = np.ones(len(waiting), np.bool_)
+    out = _give_out(state, waiting, wanted, np.iinfo(np.int64).max, take(waiting, np.empty(0, np.int64)))
     if state.waiting is not None:
         state.orphaned += len(state.waiting)
         state.waiting = None
@@ -128,28 +130,31 @@ def frame_key(trace: Uint, span: Uint) -> Uint:
     return mix64(trace[:, 0] ^ mix64(trace[:, 1] ^ mix64(span)))
 
 
-def _give_out(state: Assembly, spans: Spans, before: int, others: Uint) -> list[Frames]:
-    """Frames among `spans` that ended before `before`; the rest is kept in the state.
+def _give_out(state: Assembly, spans: Spans, wanted: Bool, before: int, new: Spans) -> list[Frames]:
+    """Frames among the `wanted` (n,) spans that ended before `before`; the rest is kept in the state.
 
-    `others` are keys of spans that are no frame.
+    `new` are those of the spans that came last.
     """
     is_root = _roots(spans)
-    roots, children = np.flatnonzero(is_root), np.flatnonzero(~is_root)
+    roots, children = np.flatnonzero(wanted & is_root), np.flatnonzero(wanted & ~is_root)
     root_key = frame_key(spans.trace[roots], spans.span[roots])
     roots, root_key = _first_of_each(state, roots, root_key)
     child_frame = frame_key(spans.trace[children], spans.parent[children])
-    order = np.argsort(root_key)
-    place, owned = _found(child_frame, root_key[order])
+    owner = _owners(child_frame, root_key)
+    owned = owner >= 0
+    owner = owner[owned]
 
     end = spans.end[roots].copy()
-    np.maximum.at(end, order[place[owned]], spans.end[children[owned]])
+    np.maximum.at(end, owner, spans.end[children[owned]])
     ready = end <= before
     leaving = owned.copy()
-    leaving[owned] = ready[order[place[owned]]]
-    out = _frames(spans, roots[ready], children[leaving], (np.cumsum(ready) - 1)[order[place[leaving]]])
+    leaving[owned] = ready[owner]
+    out = _frames(spans, roots[ready], children[leaving], (np.cumsum(ready) - 1)[owner[ready[owner]]])
     _remember(state, root_key[ready], end[ready])
-    staying = np.flatnonzero(~leaving)
-    staying = staying[~_among(child_frame[staying], others)]
+    staying = ~leaving
+    lost = np.flatnonzero(~owned)
+    if len(lost):
+        staying[lost[_among(child_frame[lost], _keys_of_others(new))]] = False
     _keep(state, spans, roots[~ready], children[staying], child_frame[staying])
     return out
 
@@ -160,6 +165,25 @@ def _found(keys: Uint, ascending: Uint) -> tuple[Int, Bool]:
     inside = place < len(ascending)
     inside[inside] = ascending[place[inside]] == keys[inside]
     return place, inside
+
+
+def _owners(keys: Uint, roots: Uint) -> Int:
+    """(n,) which of the m root keys, all different, each of the n keys is; -1 where none is it."""
+    owner = np.full(len(keys), -1)
+    if not (len(keys) and len(roots)):
+        return owner
+    order = np.argsort(roots)
+    # a stage's spans mostly come in the order of their frames: each stretch goes on as it begins
+    place, found = _found(keys[::_STRETCH], roots[order])
+    begins = np.where(found, order[np.minimum(place, len(roots) - 1)], 0)
+    guess = np.repeat(begins, _STRETCH)[: len(keys)] + np.arange(len(keys)) % _STRETCH
+    np.minimum(guess, len(roots) - 1, out=guess)
+    right = roots[guess] == keys
+    owner[right] = guess[right]
+    others = np.flatnonzero(~right)
+    place, found = _found(keys[others], roots[order])
+    owner[others[found]] = order[place[found]]
+    return owner
 
 
 def _among(keys: Uint, others: Uint) -> Bool:
@@ -238,23 +262,26 @@ def _one_pipeline(
     children, place = children[own], (np.cumsum(mine) - 1)[owner[own]]
     children, place = _without_repeats(spans, children, place)
     rows = roots[mine]
+    first = rows[:1]
     begin, end = spans.start[rows].copy(), spans.end[rows].copy()
     np.minimum.at(begin, place, spans.start[children])
     np.maximum.at(end, place, spans.end[children])
-    order = np.lexsort((begin, end))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    by_time = np.lexsort((spans.end[children], spans.start[children], rank[place]))
-    children, place = children[by_time], rank[place][by_time]
+    if not (end[1:] > end[:-1]).all():
+        order = np.lexsort((begin, end))
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        rows, begin, end, place = rows[order], begin[order], end[order], rank[place]
+    by_time = _by_time(spans, children, place)
+    children, place = children[by_time], place[by_time]
     stage, names = _stages(spans, children)
     return Frames(
         pipeline=pipeline,
-        trace=spans.trace[rows][order],
-        span=spans.span[rows][order],
-        begin=begin[order],
-        end=end[order],
-        number=integers(spans, FRAME_NUMBER, absent=-1)[rows][order],
-        outcome=_outcomes(spans, rows)[order],
+        trace=spans.trace[rows],
+        span=spans.span[rows],
+        begin=begin,
+        end=end,
+        number=integers(spans, FRAME_NUMBER, absent=-1)[rows],
+        outcome=_outcomes(spans, rows),
         stage_frame=place,
         stage=stage,
         stage_begin=spans.start[children],
@@ -262,8 +289,19 @@ def _one_pipeline(
         stage_names=names,
         simulated=is_simulated(spans.resources[resource]),
         service=str(spans.resources[resource].get("service.name", "")),
-        first_mark=words(spans, FIRST_MARK, rows[:1])[1][0],
+        first_mark=words(spans, FIRST_MARK, first)[1][0],
     )
+
+
+def _by_time(spans: Spans, children: Int, place: Int) -> Int:
+    """Which of the children (m,) come in turn: by their frames, then by their begins, then by their ends."""
+    order = np.argsort(place, kind="stable")
+    frame, rows = place[order], children[order]
+    start, end = spans.start[rows], spans.end[rows]
+    later = (frame[1:] > frame[:-1]) | (start[1:] > start[:-1])
+    if (later | ((start[1:] == start[:-1]) & (end[1:] >= end[:-1]))).all():
+        return order  # as nearly always: a frame's stages arrive in their order
+    return np.lexsort((spans.end[children], spans.start[children], place))
 
 
 def _without_repeats(spans: Spans, children: Int, place: Int) -> tuple[Int, Int]:
@@ -286,7 +324,7 @@ def _stages(spans: Spans, children: Int) -> tuple[NDArray[np.int32], list[str]]:
     labels = np.array(names, object)[stage]
     unnamed = labels == ""
     labels[unnamed] = np.array(spans.names, object)[spans.name[children[unnamed]]]
-    return coded(labels.tolist())
+    return coded(labels)
 
 
 def _outcomes(spans: Spans, rows: Int) -> NDArray[np.uint8]:

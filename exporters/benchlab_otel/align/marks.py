@@ -78,7 +78,7 @@ def stage_time(frames: Frames, stage: str) -> tuple[Float, Bool]:
     spent = (frames.stage_end[rows] - frames.stage_begin[rows]) / 1e9
     present = np.zeros(len(frames), np.bool_)
     present[frame] = True
-    seconds: Float = np.bincount(frame, spent, minlength=len(frames)).astype(np.float64)
+    seconds: Float = np.bincount(frame, spent, minlength=len(frames)).astype(np.float64, copy=False)
     return seconds, present
 
 

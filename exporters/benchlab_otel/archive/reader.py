@@ -11,7 +11,7 @@ import numpy as np
 from benchlab_otel.archive.order import in_time
 from benchlab_otel.archive.records import Fault, Record, read_records
 from benchlab_otel.model import Spans
-from benchlab_otel.otlp.decode import decode_traces, take
+from benchlab_otel.otlp.decode import Wanted, all_attributes, decode_traces, take
 from benchlab_otel.otlp.json import traces_to_protobuf
 from benchlab_otel.otlp.json_spans import decode_json_traces
 
@@ -26,6 +26,7 @@ def read_spans(
     as_arrived: bool = False,
     links: bool = False,
     attributes: bool = True,
+    wanted: Wanted = all_attributes,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Spans]:
     """The spans of the files, in blocks, by time; repeats (same trace and span id) come once.
@@ -33,10 +34,11 @@ def read_spans(
     One file `as_arrived` keeps its order and its repeats, as a session does, so that it aligns to the
     same figures as it did live. Files (rotated, or one for each sender) may be given in any order; see
     `order.in_time` for how far out of order their spans may be. Without `attributes` the spans have
-    none, which is faster to read. What can't be read is passed over and noted in `faults`; `progress`
-    is told the bytes of each decoded block. Raises OSError where a file can't be opened.
+    none, else those `wanted` by their keys: the fewer, the faster. What can't be read is passed over and
+    noted in `faults`; `progress` is told the bytes of each decoded block. Raises OSError where a file
+    can't be opened.
     """
-    reading = _Reading(faults, links, attributes, progress or (lambda size: None))
+    reading = _Reading(faults, links, attributes, wanted, progress or (lambda size: None))
     if as_arrived and len(paths) == 1:
         yield from _spans(paths[0], reading)
         return
@@ -54,7 +56,7 @@ def read_spans(
 
 def not_otlp(paths: Sequence[Path]) -> Fault | None:
     """What is wrong with files of which not one request can be read; None where one can, or all are empty."""
-    reading = _Reading([], False, False, lambda size: None)
+    reading = _Reading([], False, False, all_attributes, lambda size: None)
     for path in paths:
         for record in read_records(path, reading.faults):
             if of_other_signal(record) or any(True for _ in _decode([record], path, reading)):
@@ -69,12 +71,13 @@ class _Reading:
     faults: list[Fault]
     links: bool
     attributes: bool
+    wanted: Wanted
     progress: Callable[[int], None]
 
 
 def _begin(path: Path) -> int:
     """When the first spans of a file begin (Unix ns), 0 where it has none."""
-    found = _Reading([], False, False, lambda size: None)
+    found = _Reading([], False, False, all_attributes, lambda size: None)
     for record in read_records(path, found.faults):
         for spans in _decode([record], path, found):
             known = spans.start[spans.start > 0]
@@ -125,11 +128,11 @@ def _decode(block: list[Record], path: Path, reading: _Reading) -> Iterator[Span
 
 def _together(block: list[Record], reading: _Reading) -> Spans:
     if not reading.links and all(record.json for record in block):
-        return decode_json_traces([record.body for record in block], attributes=reading.attributes)
-    spans = decode_traces(b"".join(map(_protobuf, block)), links=reading.links)
-    if not reading.attributes:
-        spans.attributes = {}
-    return spans
+        spans = decode_json_traces([record.body for record in block], attributes=reading.attributes)
+        spans.attributes = {key: column for key, column in spans.attributes.items() if reading.wanted(key)}
+        return spans
+    wanted = reading.wanted if reading.attributes else lambda key: False
+    return decode_traces(*map(_protobuf, block), links=reading.links, wanted=wanted)
 
 
 def _protobuf(record: Record) -> bytes:
@@ -138,7 +141,7 @@ def _protobuf(record: Record) -> bytes:
 
 def _with_ids(spans: Spans, block: list[Record], path: Path, faults: list[Fault]) -> Spans:
     """Without the spans that have no valid ids, which receivers refuse too."""
-    valid = spans.trace.any(axis=1) & (spans.span != 0)
+    valid = ((spans.trace[:, 0] | spans.trace[:, 1]) != 0) & (spans.span != 0)
     if valid.all():
         return spans
     reason = (

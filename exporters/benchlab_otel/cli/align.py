@@ -15,6 +15,7 @@ from benchlab_otel.archive.session import Session
 from benchlab_otel.cli import options
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.cli.finding import find
+from benchlab_otel.cli.memory import keep_freed_memory
 from benchlab_otel.cli.progress import progress
 from benchlab_otel.export.output import replacing
 from benchlab_otel.export.recording import FOREVER_NS, conditioned_session
@@ -47,6 +48,7 @@ def command(
         return
     if out is None:
         raise UserError("align FILES needs --out FILE, where the energy spans go")
+    keep_freed_memory()
     found = [find(name, settings.session.data_dir) for name in files]
     paths = [path for s in found for path in s.traces]
     one = found[0] if len(found) == 1 else None

@@ -16,6 +16,7 @@ import typer
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session, SessionNotFound, open_session
 from benchlab_otel.cli.errors import UserError, plain
+from benchlab_otel.cli.memory import keep_freed_memory
 from benchlab_otel.cli.progress import progress
 
 Reference = Annotated[
@@ -37,6 +38,7 @@ def find(reference: str, data_dir: Path) -> Session:
 @contextmanager
 def reading(sessions: Sequence[Session]) -> Iterator[tuple[list[Fault], Callable[[int], None]]]:
     """A progress bar over the sessions' traces; afterwards what could not be read is told on stderr."""
+    keep_freed_memory()
     faults: list[Fault] = []
     size = sum(path.stat().st_size for session in sessions for path in _paths(session))
     with progress("Reading", size) as advance:

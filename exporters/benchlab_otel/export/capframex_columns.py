@@ -11,7 +11,7 @@ from benchlab_otel.align.marks import frame_moments, latency, stage_time
 from benchlab_otel.contract import PRESENTED
 from benchlab_otel.export.output import Array, Lazy
 from benchlab_otel.export.recording import in_order
-from benchlab_otel.model import COMPLETED, OUTCOMES, Bool, Float, Frames, Run
+from benchlab_otel.model import COMPLETED, OUTCOMES, Bool, Float, Frames, Int, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ def _columns(frames: Frames, start: float, options: Options) -> dict[str, Lazy]:
     columns: dict[str, Lazy] = {
         "TimeInSeconds": lambda: np.round((moments[1:] - moments[0]) / 1e9 + start, 7),
         "MsBetweenPresents": lambda: np.round(np.diff(moments) / 1e6, 4),
-        "MsInPresentAPI": lambda: _ms(_last_stage(frames)[0]),
+        "MsInPresentAPI": lambda: _ms(_in_last_stage(frames)),
         "MsBetweenDisplayChange": lambda: np.round(_between_completed(frames) / 1e6, 4),
         "MsUntilRenderComplete": zeros,
-        "MsUntilDisplayed": lambda: _ms(_last_stage(frames)[1]),
+        "MsUntilDisplayed": lambda: _ms(_until_displayed(frames)),
         "QPCTime": zeros,
         "PresentMode": no_mode,
         "AllowsTearing": no_mode,
@@ -143,16 +143,35 @@ def _time_in(frames: Frames, stages: Sequence[str]) -> Float:
     return total
 
 
-def _last_stage(frames: Frames) -> tuple[Float, Float]:
-    """Seconds (in the frame's last stage, from that stage's begin to the frame's end)."""
-    inside, until_end = np.zeros(len(frames)), np.zeros(len(frames))
-    if len(frames.stage_frame):
-        starts = np.flatnonzero(np.diff(frames.stage_frame, prepend=-1))
-        last_end = np.zeros(len(frames), np.int64)
-        last_end[frames.stage_frame[starts]] = np.maximum.reduceat(frames.stage_end, starts)
-        row = np.flatnonzero(frames.stage_end == last_end[frames.stage_frame])
-        frame = frames.stage_frame[row]
-        inside[frame] = (frames.stage_end[row] - frames.stage_begin[row]) / 1e9
-        until_end[frame] = (frames.end[frame] - frames.stage_begin[row]) / 1e9
-    done = completed(frames)
-    return np.where(done, inside, 0), np.where(done, until_end, 0)
+def _in_last_stage(frames: Frames) -> Float:
+    """Seconds (n,) in each completed frame's last stage."""
+    frame, row = _last_stages(frames)
+    return _of_completed(frames, frame, frames.stage_end[row] - frames.stage_begin[row])
+
+
+def _until_displayed(frames: Frames) -> Float:
+    """Seconds (n,) from the begin of each completed frame's last stage to its end."""
+    frame, row = _last_stages(frames)
+    return _of_completed(frames, frame, frames.end[frame] - frames.stage_begin[row])
+
+
+def _of_completed(frames: Frames, frame: Int, nanoseconds: Int) -> Float:
+    """Seconds (n,), 0 for the frames that have none or did not complete."""
+    seconds = np.zeros(len(frames))
+    seconds[frame] = nanoseconds / 1e9
+    seconds[~completed(frames)] = 0
+    return seconds
+
+
+def _last_stages(frames: Frames) -> tuple[Int, Int]:
+    """(frames that have stages, of each the row of the stage that ended last)."""
+    owner, end = frames.stage_frame, frames.stage_end
+    if not len(owner):
+        return owner, owner
+    last = np.append(np.flatnonzero(owner[1:] != owner[:-1]), len(owner) - 1)
+    first = np.append(0, last[:-1] + 1)
+    latest = np.maximum.reduceat(end, first)
+    if (end[last] != latest).any():  # stages that run side by side
+        rows = np.flatnonzero(end == np.repeat(latest, last - first + 1))
+        last[np.searchsorted(last, rows)] = rows  # of several the one that began last
+    return owner[last], last

@@ -84,9 +84,10 @@ def _array(out: IO[bytes], values: Array) -> None:
 
 def _text(values: Array) -> bytes:
     """The values with commas between them."""
-    if values.strides == (0,):  # one value, broadcast
-        return b",".join([msgspec.json.encode(values[0].item())] * len(values))
-    text = msgspec.json.encode(values.tolist())[1:-1]
+    if values.strides == (0,) or values.tobytes() == values[:1].tobytes() * len(values):  # one value
+        text = b",".join([msgspec.json.encode(values[0].item())] * len(values))
+    else:
+        text = msgspec.json.encode(values.tolist())[1:-1]
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         return text.replace(b"null", b"NaN")  # the encoder writes NaN as null
     return text

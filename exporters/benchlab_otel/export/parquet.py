@@ -6,12 +6,15 @@ schema's (`benchlab_otel.*`). Times are timestamps in ns, UTC. Needs pyarrow, th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow.parquet import ParquetWriter
 
 from benchlab_otel import __version__
@@ -19,6 +22,7 @@ from benchlab_otel.export.output import replacing
 from benchlab_otel.export.tables import TABLES, Block, Column, Field, Words
 
 GROUP_ROWS = 1 << 17  # rows of a row group
+GROUPS_WAITING = 1  # row groups that may wait to be written; more would only take memory
 _TYPES = {
     "text": pa.string(),
     "id": pa.string(),
@@ -36,14 +40,21 @@ def write_parquet(folder: Path, blocks: Iterable[tuple[str, Block]]) -> dict[str
     waiting: dict[str, list[pa.RecordBatch]] = {name: [] for name in TABLES}
     with ExitStack() as stack:
         writers = {name: stack.enter_context(_writer(stack, folder, name)) for name in TABLES}
+        # pyarrow lets other threads run: a row group is compressed while the next one is read
+        thread = stack.enter_context(ThreadPoolExecutor(1, "parquet"))
+        writing: deque[Future[None]] = deque()
         for name, block in blocks:
             batch = _batch(TABLES[name], block)
             rows[name] += len(batch)
             waiting[name].append(batch)
             if sum(map(len, waiting[name])) >= GROUP_ROWS:
-                _write(writers[name], waiting[name])
-        for name, batches in waiting.items():
-            _write(writers[name], batches)
+                writing.append(thread.submit(_write, writers[name], waiting[name]))
+                waiting[name] = []
+                while len(writing) > GROUPS_WAITING:
+                    writing.popleft().result()
+        writing += [thread.submit(_write, writers[name], batches) for name, batches in waiting.items()]
+        for group in writing:
+            group.result()
     return rows
 
 
@@ -72,7 +83,6 @@ def _writer(stack: ExitStack, folder: Path, table: str) -> ParquetWriter:
 def _write(writer: ParquetWriter, batches: list[pa.RecordBatch]) -> None:
     if batches:
         writer.write_table(pa.Table.from_batches(batches).combine_chunks(), GROUP_ROWS)
-        batches.clear()
 
 
 def _batch(fields: Sequence[Field], block: Block) -> pa.RecordBatch:
@@ -82,13 +92,18 @@ def _batch(fields: Sequence[Field], block: Block) -> pa.RecordBatch:
 
 def _array(field: Field, column: Column) -> pa.Array:
     if isinstance(column, Words):
-        codes = pa.array(column.codes, mask=column.codes < 0)
-        return pa.array(column.words, pa.string()).take(codes)
+        return pa.array(column.words, pa.string()).take(_present(column.codes))
     if field.kind == "id":
         offsets = np.arange(len(column) + 1, dtype=np.int32) * column.itemsize
         return pa.StringArray.from_buffers(len(column), pa.py_buffer(offsets), pa.py_buffer(column.tobytes()))
     if field.kind == "number":
         return pa.array(column, from_pandas=True)  # NaN is null
     if field.kind == "integer":
-        return pa.array(column, mask=column < 0)
+        return _present(column)
     return pa.array(column, _TYPES[field.kind])
+
+
+def _present(values: NDArray[np.signedinteger]) -> pa.Array:
+    """The values, null where negative; without a copy where none is."""
+    absent = values < 0
+    return pa.array(values, mask=absent) if absent.any() else pa.array(values)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from benchlab_otel.align.attribution.windows import Kernel
 from benchlab_otel.align.columns import coded, floats, is_simulated
 from benchlab_otel.align.energy_spans import METHODS
 from benchlab_otel.align.frames import finish, frame_key
+from benchlab_otel.archive.ahead import read_ahead
 from benchlab_otel.archive.reader import read_spans
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session
@@ -31,6 +31,7 @@ from benchlab_otel.export.recording import (
     session_spans,
 )
 from benchlab_otel.model import Column, Float, FrameEnergy, Frames, Readings, Run, Spans, Uint
+from benchlab_otel.otlp.decode import all_attributes
 
 AHEAD = 200_000  # energy spans that are read before their frames come: so far apart may repeats stand
 MARGIN_NS = 1_000_000_000  # that a span's time may be off its frame's
@@ -59,31 +60,52 @@ class _Block:
 class Energies:
     """A session's energy spans as they are read: `blocks` are those around the frames asked for last, or,
     if `whole`, all. `meters` names the meter of each domain; `late` spans came when their frames had gone.
+    Without `stages` only what is of whole frames is read.
     """
 
     source: Iterator[Spans]
     whole: bool = False
+    stages: bool = True
     blocks: list[_Block] = field(default_factory=list)
     meters: dict[str, str] = field(default_factory=dict)
     late: int = 0
 
 
 def energies_of(
-    session: Session, faults: list[Fault], progress: Progress = None, whole: bool = False
+    session: Session,
+    faults: list[Fault],
+    progress: Progress = None,
+    *,
+    whole: bool = False,
+    stages: bool = True,
 ) -> Energies:
     """The session's energy spans, not yet read. What can't be read will be noted in `faults`."""
-    parts = (read_spans([path], faults, as_arrived=True, progress=progress) for path in session.energy)
-    return Energies(chain.from_iterable(parts), whole)
+    wanted = all_attributes if stages else _of_frame
+
+    def read(found: list[Fault]) -> Iterator[Spans]:
+        for path in session.energy:
+            yield from read_spans([path], found, as_arrived=True, wanted=wanted, progress=progress)
+
+    return Energies(read_ahead(read, faults), whole, stages)
+
+
+def _of_frame(attribute: str) -> bool:
+    """Whether it is of a frame, not of a stage: energy.<domain>_j, not energy.<domain>.<stage>_j.
+
+    Domains have no dot before an @ and the meter; what may be either is taken.
+    """
+    rest = attribute.removeprefix(_PREFIX)
+    return rest != attribute and ("." not in rest.partition("@")[0] or rest.endswith((_METHOD, _METER)))
 
 
 def recorded_session(
-    state: Aligner, session: Session, faults: list[Fault], progress: Progress = None
+    state: Aligner, session: Session, faults: list[Fault], progress: Progress = None, stages: bool = True
 ) -> Iterator[Aligned]:
     """The session's frames with their recorded energies, block by block; memory does not grow with it.
 
-    `state` takes in the readings that are there.
+    `state` takes in the readings that are there. Without `stages` these have no figures.
     """
-    energies = energies_of(session, faults, progress)
+    energies = energies_of(session, faults, progress, stages=stages)
     for frames in session_frames(state, session, faults, progress):
         yield with_recorded(frames, energies, state.readings)
     if energies.late:
@@ -103,7 +125,7 @@ def session_frames(
 def load_recorded_runs(session: Session, faults: list[Fault], progress: Progress = None) -> list[Run]:
     """`load_conditioned_runs` with the energies as recorded."""
     state = Aligner(keep_ns=FOREVER_NS)
-    return collected(state, recorded_session(state, session, faults, progress))
+    return collected(state, recorded_session(state, session, faults, progress, stages=False))
 
 
 def load_recorded(session: Session, faults: list[Fault], progress: Progress = None) -> Recording:
@@ -137,7 +159,7 @@ def with_recorded(
         if np.isfinite(found.get(f"{_PREFIX}{domain}_j", np.nan)).any():
             simulated = bool((found[SIMULATED] == 1).any())
             series = _series(domain, energies.meters.get(domain, ""), readings, simulated)
-            energy, figures = _figures(frames, found, domain, series)
+            energy, figures = _figures(frames, found, domain, series, energies.stages)
             out.domains.append(domain)
             out.readings.append(series)
             out.energy.append(energy)
@@ -192,7 +214,7 @@ def _numbers(column: Column) -> Float:
     if column.values.dtype.kind == "b":
         return column.values.astype(np.float64)
     if column.values.dtype.kind == "O":
-        codes, names = coded(column.values.tolist())
+        codes, names = coded(column.values)
         return np.array([METHODS.index(name) if name in METHODS else np.nan for name in names])[codes]
     return floats(column.values)
 
@@ -231,7 +253,7 @@ def _series(
 
 
 def _figures(
-    frames: Frames, found: dict[str, Float], domain: str, series: Readings
+    frames: Frames, found: dict[str, Float], domain: str, series: Readings, stages: bool
 ) -> tuple[FrameEnergy, PipelineEnergy | None]:
     """A domain's energies of the frames, interpolated and, where any is, conditioned."""
     n = len(frames)
@@ -260,18 +282,12 @@ def _figures(
     )
     if not conditioned.any():
         return energy, None
-    part = _part_of_stage(frames)
-    stage, stage_half = np.full((2, len(frames.stage_frame)), np.nan)
-    for code, name in enumerate(frames.stage_names):
-        rows = np.flatnonzero(frames.stage == code)
-        owner = frames.stage_frame[rows]
-        stage[rows] = column(f".{name}_j")[owner] * part[rows]
-        stage_half[rows] = column(f".{name}_uncertainty_j")[owner] * part[rows]
-    own = np.bincount(frames.stage_frame, stage, n).astype(np.float64)  # NaN where a stage has no figure
-    own[np.bincount(frames.stage_frame, minlength=n) == 0] = np.nan
+    stage, stage_half = (
+        _of_stages(frames, column) if stages else np.full((2, len(frames.stage_frame)), np.nan)
+    )
     return energy, PipelineEnergy(
         pipeline=frames.pipeline,
-        own=own,
+        own=_sums(frames, stage),
         own_uncertainty=np.full(n, np.nan),
         shared=column("_shared_j"),
         shared_uncertainty=column("_shared_uncertainty_j"),
@@ -282,6 +298,25 @@ def _figures(
         first=none,
         last=none,
     )
+
+
+def _of_stages(frames: Frames, column: Callable[[str], Float]) -> tuple[Float, Float]:
+    """The joules (m,) of each visit of a stage, and their half widths."""
+    part = _part_of_stage(frames)
+    stage, half = np.full((2, len(frames.stage_frame)), np.nan)
+    for code, name in enumerate(frames.stage_names):
+        rows = np.flatnonzero(frames.stage == code)
+        owner = frames.stage_frame[rows]
+        stage[rows] = column(f".{name}_j")[owner] * part[rows]
+        half[rows] = column(f".{name}_uncertainty_j")[owner] * part[rows]
+    return stage, half
+
+
+def _sums(frames: Frames, stage: Float) -> Float:
+    """(n,) of each frame's stages, NaN where it has none or one has no figure."""
+    sums = np.bincount(frames.stage_frame, stage, len(frames)).astype(np.float64)
+    sums[np.bincount(frames.stage_frame, minlength=len(frames)) == 0] = np.nan
+    return sums
 
 
 def _part_of_stage(frames: Frames) -> Float:

@@ -16,6 +16,7 @@ from benchlab_otel.align.aligner import Aligned, Aligner, align, close
 from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy
 from benchlab_otel.align.attribution.meters import attribute_all
 from benchlab_otel.align.segments import Segment, add_to_segment, finish_segment, forget_readings
+from benchlab_otel.archive.ahead import read_ahead
 from benchlab_otel.archive.reader import read_spans
 from benchlab_otel.archive.records import Fault
 from benchlab_otel.archive.session import Session
@@ -122,7 +123,9 @@ def session_spans(
     """The session's spans, in blocks: as they arrived where it was recorded live, so that the figures are
     the same again."""
     live = session.manifest is not None and session.manifest.live
-    return read_spans(session.traces, faults, as_arrived=live, progress=progress)
+    return read_ahead(
+        lambda found: read_spans(session.traces, found, as_arrived=live, progress=progress), faults
+    )
 
 
 def align_session(
@@ -171,16 +174,21 @@ class _Column:
         """Appends values, at a row further on if the rows before it have none."""
         self.reach(self._size if at is None else at)
         start = self._size
-        self.reach(start + len(values))
+        self._grow(start + len(values))
         self.array()[start:] = values
 
     def reach(self, size: int) -> None:
         """Grows to `size` rows; the new ones are absent."""
-        start, self._size = self._size, max(self._size, size)
-        needed = self._size * self._row_bytes
+        start = self._size
+        if size > start:
+            self._grow(size)
+            self.array()[start:] = self._absent
+
+    def _grow(self, size: int) -> None:
+        self._size = size
+        needed = size * self._row_bytes
         if needed > len(self._pages):
             self._pages.resize(needed + needed // 8)
-        self.array()[start:] = self._absent
 
     def array(self) -> Array:
         """The rows; while anyone has them the column can't grow."""

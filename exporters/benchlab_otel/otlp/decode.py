@@ -28,16 +28,24 @@ from benchlab_otel.otlp.locate import by_value, locate
 from benchlab_otel.otlp.protobuf import skip, varint
 
 Bytes = NDArray[np.uint8]
+Wanted = Callable[[str], bool]  # of an attribute's key
 
 
-def decode_traces(body: bytes, *, links: bool = False) -> Spans:
-    """The spans of one ExportTraceServiceRequest (= TracesData), or of several concatenated.
+def all_attributes(_: str) -> bool:
+    """Wants every attribute."""
+    return True
 
-    Ids of a wrong length become 0 (invalid). `links=True` also fills `Spans.links`. Raises
-    ValueError with the byte offset for what is not such a message.
+
+def decode_traces(*requests: bytes, links: bool = False, wanted: Wanted = all_attributes) -> Spans:
+    """The spans of one ExportTraceServiceRequest (= TracesData), or of several, as if they were one.
+
+    Ids of a wrong length become 0 (invalid). `links=True` also fills `Spans.links`; of the attributes those
+    are read whose keys are `wanted`. Raises ValueError, with the byte offset in all requests together, for
+    what is not such a message.
     """
-    found = locate(body)
-    builder = _Builder(len(found.offsets), links)
+    body = b"".join((*requests, bytes(_WORD)))  # a span's last word may reach beyond it
+    found = locate(body, len(body) - _WORD)
+    builder = _Builder(len(found.offsets), links, wanted)
     raw = np.frombuffer(body, np.uint8)
     for length, rows in by_value(found.lengths):
         _decode_length(raw, body, found.offsets, length, rows, builder)
@@ -50,7 +58,7 @@ def concatenate(blocks: Sequence[Spans]) -> Spans:
         return blocks[0]
     names: dict[str, int] = {}
     resources: list[dict[str, Any]] = []
-    parts: dict[str, list[tuple[Int, NDArray[Any]]]] = {}
+    parts: dict[str, list[Part]] = {}
     name_columns, resource_columns = [], []
     links: dict[int, Uint] = {}
     base = 0
@@ -59,8 +67,10 @@ def concatenate(blocks: Sequence[Spans]) -> Spans:
         name_columns.append(codes[block.name] if len(block) else block.name)
         resource_codes = np.array([_intern(resources, r) for r in block.resources], np.int32)
         resource_columns.append(resource_codes[block.resource] if len(block) else block.resource)
+        of_layouts = {id(column.rows): column.rows for column in block.attributes.values()}
+        moved = {key: rows + base for key, rows in of_layouts.items()}
         for key, column in block.attributes.items():
-            parts.setdefault(key, []).append((column.rows + base, column.values))
+            parts.setdefault(key, []).append((moved[id(column.rows)], column.values))
         links.update({row + base: value for row, value in block.links.items()})
         base += len(block)
     return Spans(
@@ -74,7 +84,7 @@ def concatenate(blocks: Sequence[Spans]) -> Spans:
         resource=_join(resource_columns, np.int32),
         names=list(names),
         resources=resources,
-        attributes={key: merge_parts(found) for key, found in parts.items()},
+        attributes=merged(parts),
         links=links,
     )
 
@@ -83,12 +93,15 @@ def take(spans: Spans, rows: Int) -> Spans:
     """The given rows of `spans`, each at most once, in the order given."""
     place = np.full(len(spans), -1, np.int64)
     place[rows] = np.arange(len(rows))
-    attributes = {}
+    parts: dict[str, list[Part]] = {}
+    moved: dict[int, tuple[Int, NDArray[np.bool_]]] = {}  # by the rows, which attributes share
     for key, column in spans.attributes.items():
-        target = place[column.rows]
-        kept = target >= 0
-        if kept.any():
-            attributes[key] = _ascending(target[kept], column.values[kept])
+        if id(column.rows) not in moved:
+            target = place[column.rows]
+            moved[id(column.rows)] = target[target >= 0], target >= 0
+        rows_now, kept = moved[id(column.rows)]
+        if len(rows_now):
+            parts[key] = [(rows_now, column.values[kept])]
     return Spans(
         trace=spans.trace[rows],
         span=spans.span[rows],
@@ -100,16 +113,9 @@ def take(spans: Spans, rows: Int) -> Spans:
         resource=spans.resource[rows],
         names=spans.names,
         resources=spans.resources,
-        attributes=attributes,
+        attributes=merged(parts),
         links={int(place[r]): v for r, v in spans.links.items() if place[r] >= 0},
     )
-
-
-def _ascending(rows: Int, values: NDArray[Any]) -> Column:
-    if (rows[1:] > rows[:-1]).all():
-        return Column(rows, values)
-    order = np.argsort(rows)
-    return Column(rows[order], values[order])
 
 
 def _intern(resources: list[dict[str, Any]], resource: dict[str, Any]) -> int:
@@ -160,12 +166,20 @@ class _Value:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """What rows have in common with one of them: its `bits` (w,) under `mask` (w,) in the words `at` (w,)."""
+
+    at: Int
+    mask: Uint
+    bits: Uint
+
+
 @dataclass(slots=True)
 class _Layout:
-    """One parsed span: its image, which bits are structure, and where the values stand (-1: absent)."""
+    """One parsed span: what spans like it have in common, and where the values stand (-1: absent)."""
 
-    image: Bytes
-    structure: Bytes
+    alike: _Alike = field(init=False)  # known once it is parsed
     trace: int = -1
     span: int = -1
     parent: int = -1
@@ -200,15 +214,16 @@ def _decode_length(raw: Bytes, body: bytes, offsets: Int, length: int, rows: Int
     if length == 0:
         return  # an empty span: all its columns stay 0, so its ids are invalid
     at = offsets[rows]
-    if len(rows) >= _WORTH_A_LAYOUT and length >= _WORD:
-        table = sliding_window_view(raw, length)[at]
+    if len(rows) >= _WORTH_A_LAYOUT:
+        whole_words = -(-length // _WORD) * _WORD
+        table = sliding_window_view(raw, whole_words)[at]
         for layout in _layouts.get(length, ()):
             rows, at, table = _decode_matching(layout, rows, at, table, out)
         for _ in range(_MAX_LAYOUTS):
             before = len(rows)
             if before < _WORTH_A_LAYOUT:
                 break
-            layout = _parse_layout(table[0], int(at[0]))
+            layout = _parse_layout(table[0, :length], int(at[0]))
             if layout.odd:
                 break
             _remember(length, layout)
@@ -225,7 +240,7 @@ def _decode_matching(
     """Reads the rows that have this layout; returns the others."""
     if not len(rows):
         return rows, at, table
-    differs = _differs(table, layout.image, layout.structure)
+    differs = _differs(table, layout.alike)
     if differs.all():
         return rows, at, table
     if differs.any():
@@ -237,6 +252,7 @@ def _decode_matching(
 
 
 _WORD = 8  # bytes that are looked at together
+_ALL_BITS = np.uint64((1 << 64) - 1)
 
 
 def _words(table: Bytes, at: int, dtype: str) -> NDArray[Any]:
@@ -244,15 +260,23 @@ def _words(table: Bytes, at: int, dtype: str) -> NDArray[Any]:
     return np.ndarray(len(table), dtype, table, at, table.strides[:1])
 
 
-def _differs(table: Bytes, image: Bytes, bits: Bytes) -> NDArray[np.bool_]:
-    """Which rows (n,) differ from the image in any of the `bits`; rows are at least a word long."""
-    differs = np.zeros(len(table), np.uint64)
-    last = len(image) - _WORD
-    for at in (*range(0, last, _WORD), last):
-        mask = bits[at : at + _WORD].view("<u8")[0]
-        if mask:
-            differs |= (_words(table, at, "<u8") ^ image[at : at + _WORD].view("<u8")[0]) & mask
-    return differs != 0
+def _alike(image: Bytes, structure: Bytes) -> _Alike:
+    """The words of an image (length,) in which there is a bit of `structure` (length,)."""
+    mask, bits = np.zeros((2, -(-len(image) // _WORD) * _WORD), np.uint8)
+    mask[: len(image)] = structure
+    bits[: len(image)] = image & structure
+    at = np.flatnonzero(mask.view("<u8"))
+    return _Alike(at, mask.view("<u8")[at], bits.view("<u8")[at])
+
+
+def _differs(table: Bytes, alike: _Alike) -> NDArray[np.bool_]:
+    """Which rows (n,) of whole words differ in any of the bits."""
+    words = table.view("<u8")
+    differs = np.zeros(len(table), np.bool_)
+    for at, mask, bits in zip(alike.at.tolist(), alike.mask, alike.bits, strict=True):
+        column = words[:, at]
+        differs |= (column if mask == _ALL_BITS else column & mask) != bits
+    return differs
 
 
 def _read(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
@@ -267,9 +291,12 @@ def _read(layout: _Layout, rows: Int, table: Bytes, out: _Builder) -> None:
         out.start[rows] = _words(table, layout.start, "<i8")
     if layout.end >= 0:
         out.end[rows] = _words(table, layout.end, "<i8")
-    out.status[rows] = layout.status
+    if layout.status:
+        out.status[rows] = layout.status
     _read_names(layout, rows, table, out)
     for value in layout.values:
+        if not out.wanted(value.key):
+            continue
         column = _read_value(value, table)
         if value.kind == "o":
             given = np.array([v is not None for v in column], np.bool_)
@@ -313,9 +340,9 @@ def _read_value(value: _Value, table: Bytes) -> NDArray[Any]:
 
 def _texts(table: Bytes, at: int, size: int) -> list[bytes]:
     """`size` bytes of each row from `at` on; one only where all are equal."""
-    part, bits = table[:, at : at + size], np.zeros(table.shape[1], np.uint8)
-    bits[at : at + size] = 0xFF
-    if not _differs(table, table[0], bits).any():
+    part, text = table[:, at : at + size], np.zeros(table.shape[1], np.uint8)
+    text[at : at + size] = 0xFF
+    if not _differs(table, _alike(table[0], text)).any():
         return [part[0].tobytes()]
     joined = np.ascontiguousarray(part)
     texts: list[bytes] = joined.view(np.dtype((np.void, joined.shape[1])))[:, 0].tolist()
@@ -337,9 +364,9 @@ def _other(raw: bytes) -> Any:
 
 
 def _parse_layout(image: Bytes, offset: int) -> _Layout:
-    """Parses one span and marks its open bytes; `offset` is for error messages."""
+    """Parses one span; `offset` is for error messages."""
     body = image.tobytes()
-    layout = _Layout(image.copy(), np.full(len(body), 0xFF, np.uint8))
+    layout, structure = _Layout(), np.full(len(body), 0xFF, np.uint8)  # all its bits, but for its values
     pos, end = 0, len(body)
     while pos < end:
         try:
@@ -350,17 +377,20 @@ def _parse_layout(image: Bytes, offset: int) -> _Layout:
         number, wire = tag >> 3, tag & 7
         if wire == 2:
             _, at = varint(body, at, end)
-        _place(layout, body, number, wire, at, after)
+        _place(layout, structure, body, number, wire, at, after)
         pos = after
+    layout.alike = _alike(image, structure)
     return layout
 
 
 _BYTES_FIELDS = {1: ("trace", 16), 2: ("span", 8), 4: ("parent", 8)}
 
 
-def _place(layout: _Layout, body: bytes, number: int, wire: int, at: int, after: int) -> None:
-    """Notes one field of the span."""
-    opened = layout.structure[at:after]
+def _place(
+    layout: _Layout, structure: Bytes, body: bytes, number: int, wire: int, at: int, after: int
+) -> None:
+    """Notes one field of the span, and opens the bits of `structure` that are its value."""
+    opened = structure[at:after]
     if wire == 2 and number in _BYTES_FIELDS:
         name, size = _BYTES_FIELDS[number]
         setattr(layout, name, at if after - at == size else -1)
@@ -372,9 +402,9 @@ def _place(layout: _Layout, body: bytes, number: int, wire: int, at: int, after:
         layout.name = (at, after - at)
         opened[:] = 0
     elif wire == 2 and number == 9:
-        _place_attribute(layout, body, at, after)
+        _place_attribute(layout, structure, body, at, after)
     elif wire == 2 and number == 13:
-        _place_link(layout, body, at, after)
+        _place_link(layout, structure, body, at, after)
     elif wire == 2 and number == 15:
         for inner, value, inner_wire in _inner(body, at, after):
             if inner == 3 and inner_wire == 0:
@@ -405,7 +435,7 @@ def _status(code: int) -> int:
 _KINDS = {(1, 2): "s", (2, 0): "b", (3, 0): "i", (4, 1): "f"}
 
 
-def _place_attribute(layout: _Layout, body: bytes, at: int, end: int) -> None:
+def _place_attribute(layout: _Layout, structure: Bytes, body: bytes, at: int, end: int) -> None:
     key, whole = "", None
     for number, (a, b), wire in _inner(body, at, end):
         if number == 1 and wire == 2:
@@ -420,18 +450,18 @@ def _place_attribute(layout: _Layout, body: bytes, at: int, end: int) -> None:
     kind = _KINDS.get((number, wire))
     if kind is None or len(given) > 1:
         kind, (a, b) = "o", whole
-    layout.structure[a:b] = 0x80 if kind in "ib" else 0
+    structure[a:b] = 0x80 if kind in "ib" else 0
     layout.values.append(_Value(key, kind, a, b - a))
 
 
-def _place_link(layout: _Layout, body: bytes, at: int, end: int) -> None:
+def _place_link(layout: _Layout, structure: Bytes, body: bytes, at: int, end: int) -> None:
     found = {
         number: (a, b) for number, (a, b), wire in _inner(body, at, end) if wire == 2 and number in (1, 2)
     }
     trace, span = found.get(1, (0, 0)), found.get(2, (0, 0))
     if trace[1] - trace[0] == 16 and span[1] - span[0] == 8:
-        layout.structure[trace[0] : trace[1]] = 0
-        layout.structure[span[0] : span[1]] = 0
+        structure[trace[0] : trace[1]] = 0
+        structure[span[0] : span[1]] = 0
         layout.links.append((trace[0], span[0]))
 
 
@@ -446,7 +476,11 @@ def _decode_singly(body: bytes, rows: Int, at: Int, length: int, out: _Builder) 
     out.status[rows] = [_status(span.status.code) for span in spans]
     out.name[rows] = [out.name_code(span.name) for span in spans]
     for row, span in zip(rows.tolist(), spans, strict=True):
-        given = {kv.key: _plain(kv.value) for kv in span.attributes if kv.value.WhichOneof("value")}
+        given = {
+            kv.key: _plain(kv.value)
+            for kv in span.attributes
+            if kv.value.WhichOneof("value") and out.wanted(kv.key)
+        }
         for key, value in given.items():
             out.add_one(key, row, value)
         if out.want_links:
@@ -476,7 +510,7 @@ def _id(raw: bytes, length: int) -> bytes:
 class _Builder:
     """Columns being filled: each layout writes its rows."""
 
-    def __init__(self, n: int, want_links: bool) -> None:
+    def __init__(self, n: int, want_links: bool, wanted: Wanted) -> None:
         self.trace = np.zeros((n, 2), np.uint64)
         self.span = np.zeros(n, np.uint64)
         self.parent = np.zeros(n, np.uint64)
@@ -485,10 +519,11 @@ class _Builder:
         self.status = np.zeros(n, np.uint8)
         self.name = np.zeros(n, np.int32)
         self.names: dict[str, int] = {"": 0}
-        self.parts: dict[str, list[tuple[Int, NDArray[Any]]]] = {}
+        self.parts: dict[str, list[Part]] = {}
         self.ones: dict[tuple[str, type], tuple[list[int], list[Any]]] = {}
         self.links: dict[int, Uint] = {}
         self.want_links = want_links
+        self.wanted = wanted
 
     def name_code(self, name: str) -> int:
         return self.names.setdefault(name, len(self.names))
@@ -522,23 +557,46 @@ class _Builder:
             resource=resource,
             names=list(self.names),
             resources=resources,
-            attributes={key: merge_parts(parts) for key, parts in self.parts.items()},
+            attributes=merged(self.parts),
             links=self.links,
         )
 
 
-def merge_parts(parts: list[tuple[Int, NDArray[Any]]]) -> Column:
-    """The parts of one attribute, rows ascending; values of different types become objects."""
-    if len(parts) == 1:
-        return Column(*parts[0])
-    rows = np.concatenate([r for r, _ in parts])
-    arrays = [v for _, v in parts]
+Part = tuple[Int, NDArray[Any]]  # rows, ascending, and their values
+
+
+def merged(parts: dict[str, list[Part]]) -> dict[str, Column]:
+    """The parts of each attribute as a column; values of different types become objects."""
+    places: dict[tuple[int, ...], tuple[Int, Int | None]] = {}  # attributes of one layout have the same rows
+    out = {}
+    for key, found in parts.items():
+        all_rows = [rows for rows, _ in found]
+        same = tuple(map(id, all_rows))
+        if same not in places:
+            places[same] = _ascending(all_rows)
+        rows, order = places[same]
+        values = _joined([values for _, values in found])
+        out[key] = Column(rows, values if order is None else values[order])
+    return out
+
+
+def _ascending(parts: list[Int]) -> tuple[Int, Int | None]:
+    """(rows, which of the parts' values they have), None where they have them all as they come.
+
+    Of a key given twice in a span the last value counts.
+    """
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if (rows[1:] > rows[:-1]).all():
+        return rows, None
+    order = np.argsort(rows, kind="stable")
+    rows = rows[order]
+    last = np.append(rows[1:] != rows[:-1], True)
+    return rows[last], order[last]
+
+
+def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    if len(arrays) == 1:
+        return arrays[0]
     if len({a.dtype for a in arrays}) > 1:
         arrays = [a.astype(object) for a in arrays]
-    values = np.concatenate(arrays)
-    if (rows[1:] > rows[:-1]).all():
-        return Column(rows, values)
-    order = np.argsort(rows, kind="stable")
-    rows, values = rows[order], values[order]
-    last = np.append(rows[1:] != rows[:-1], True)  # of a key given twice in a span the last one counts
-    return Column(rows[last], values[last])
+    return np.concatenate(arrays)

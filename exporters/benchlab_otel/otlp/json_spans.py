@@ -18,7 +18,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from numpy.typing import NDArray
 
 from benchlab_otel.model import Column, Int, Spans, Uint
-from benchlab_otel.otlp.decode import concatenate, decode_traces, merge_parts, resource_attributes
+from benchlab_otel.otlp.decode import Part, concatenate, decode_traces, merged, resource_attributes
 from benchlab_otel.otlp.json import resource_to_protobuf, traces_to_protobuf
 from benchlab_otel.otlp.locate import by_value
 
@@ -217,18 +217,18 @@ def _attributes(spans: list[_Span]) -> dict[str, Column]:
     keys, values = list(map(_KEY, pairs)), list(map(_VALUE, pairs))
     names = list(dict.fromkeys(keys))
     codes = {name: i for i, name in enumerate(names)}
-    found = {}
+    found: dict[str, list[Part]] = {}
     for code, places in by_value(np.fromiter(map(codes.__getitem__, keys), np.int64, len(keys))):
         of_key = rows[places]
         if (of_key[1:] == of_key[:-1]).any():
             raise ValueError("a key that a span has twice")
         parts = list(_parts(of_key, [values[i] for i in places.tolist()]))
         if parts:
-            found[names[code]] = merge_parts(parts)
-    return found
+            found[names[code]] = parts
+    return merged(found)
 
 
-def _parts(rows: Int, values: list[_Value]) -> Iterable[tuple[Int, NDArray[Any]]]:
+def _parts(rows: Int, values: list[_Value]) -> Iterable[Part]:
     """The rows and values of each type; a value of no type says nothing, one of several is unusual."""
     given = 0
     for kind, dtype in _KINDS:

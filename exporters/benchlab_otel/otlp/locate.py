@@ -38,12 +38,12 @@ class _Group:
     lengths: Int
 
 
-def locate(body: bytes) -> Located:
-    """The spans of one ExportTraceServiceRequest, or of several concatenated, in their order.
+def locate(body: bytes, end: int) -> Located:
+    """The spans of one ExportTraceServiceRequest in `body[:end]`, or of several concatenated, in their order.
 
     Raises ValueError with the byte offset for what is no such message.
     """
-    found = _groups(body)
+    found = _groups(body, end)
     codes: dict[bytes, int] = {}
     resources = []
     for group in found:
@@ -63,12 +63,12 @@ _NONE = np.empty(0, np.int64)
 _WORTH_COMPARING = 8  # of equal size; fewer are sooner read one by one
 
 
-def _groups(body: bytes) -> list[_Group]:
+def _groups(body: bytes, end: int) -> list[_Group]:
     """The ResourceSpans in their order."""
-    places = [(start, end) for number, start, end in fields(body, 0, len(body)) if number == 1]
+    places = [(start, after) for number, start, after in fields(body, 0, end) if number == 1]
     starts = np.array([start for start, _ in places], np.int64)
     found: dict[int, _Group] = {}
-    for size, members in by_value(np.array([end - start for start, end in places], np.int64)):
+    for size, members in by_value(np.array([after - start for start, after in places], np.int64)):
         found.update(zip(members.tolist(), _of_size(body, starts[members], size), strict=True))
     return [found[i] for i in range(len(places))]
 
@@ -95,10 +95,10 @@ def _of_size(body: bytes, starts: Int, size: int) -> list[_Group]:
 
 def _alike(body: bytes, starts: Int, first: _Group, size: int) -> NDArray[np.bool_]:
     """Which (n,) have their spans where the first one has: their bytes outside of them are the same."""
-    inside = np.zeros(size + 1, np.int8)
-    inside[first.offsets - first.start] += 1
-    inside[first.offsets - first.start + first.lengths] -= 1
-    outside = np.flatnonzero(np.cumsum(inside[:-1], dtype=np.int8) == 0)
+    spans = first.offsets - first.start
+    begins, gaps = np.append(0, spans + first.lengths), np.append(spans, size)
+    gaps -= begins
+    outside = np.arange(gaps.sum()) + np.repeat(begins - np.cumsum(gaps) + gaps, gaps)
     if 2 * len(outside) > size:
         return np.arange(len(starts)) == 0  # there is little to gain, and comparing would take much memory
     raw = np.frombuffer(body, np.uint8)
