@@ -6,6 +6,7 @@ packages=(
   gir1.2-gst-plugins-base-1.0 gir1.2-gstreamer-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good
   gstreamer1.0-tools mosquitto prometheus python3-gi
 )
+command -v node >/dev/null || packages+=(nodejs)  # runs trace_processor; wherever it came from
 if ! command -v dpkg-query >/dev/null; then
   echo "== No Debian: tests that need these packages, where they are not installed, are skipped: ${packages[*]}"
   exit 0

@@ -1,12 +1,7 @@
-"""Perfetto traces: what trace_processor makes of them, and what the packets say where it can't be had.
-
-The package `perfetto` brings the format's protobufs, but downloads trace_processor when it is first used.
-"""
+"""Perfetto traces: what the packets say, and what trace_processor makes of them."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from perfetto.prebuilts.manifests.trace_processor_shell import TRACE_PROCESSOR_SHELL_MANIFEST
-from perfetto.prebuilts.perfetto_prebuilts import get_perfetto_prebuilt
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
-from perfetto.trace_processor import TraceProcessor, TraceProcessorConfig
 
 from benchlab_otel.align.aligner import Aligned
 from benchlab_otel.archive.session import Session
@@ -26,6 +18,7 @@ from benchlab_otel.export.recording import Recording, load
 from benchlab_otel.export.stream import stream
 from frames_of import MS, START, make_run
 from sessions_of import recorded
+from trace_processor import Processor, opened
 
 
 @pytest.fixture(scope="module")
@@ -157,22 +150,13 @@ def test_slices_that_touch_or_take_no_time_stay_in_order(tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def processor(path: Path) -> Iterator[TraceProcessor]:
-    shell = shutil.which("trace_processor_shell")
-    if shell is None:
-        try:
-            shell = get_perfetto_prebuilt(TRACE_PROCESSOR_SHELL_MANIFEST)
-        except subprocess.CalledProcessError:
-            reason = "trace_processor_shell is not installed and can't be downloaded"
-            pytest.skip(reason)  # on CI, too: no package has it
-    with TraceProcessor(str(path), config=TraceProcessorConfig(bin_path=shell)) as opened:
-        yield opened
+def processor(path: Path) -> Iterator[Processor]:
+    with opened(path) as processor:
+        yield processor
 
 
-def test_trace_processor_opens_it(processor: TraceProcessor, known: Recording) -> None:
-    def asked(sql: str) -> list[Any]:
-        return [tuple(vars(row).values()) for row in processor.query(sql)]
-
+def test_trace_processor_opens_it(processor: Processor, known: Recording) -> None:
+    asked = processor.query
     f = known.runs[0].frames
     counts = dict(asked("select t.name, count(*) from slice s join track t on s.track_id = t.id group by 1"))
     assert counts == {"frame": len(f)} | {
