@@ -134,7 +134,10 @@ def search(
             f"the load is periodic: lags of {said} explain the readings equally well",
             rivals=rivals,
         )
-    lag_sd, width_sd = yield from _uncertainty(readings, activity, best, counter)
+    try:
+        lag_sd, width_sd = yield from _uncertainty(readings, activity, best, counter)
+    except np.linalg.LinAlgError as e:
+        return Identification(configured, False, f"how sure lag and width are can't be computed: {e}")
     gain = best.loglik - _loglik(readings, activity, configured, best.variances)[0]
     return Identification(
         kernel=best.kernel,
@@ -269,7 +272,8 @@ def _rest(normal: Float, right: Float, y: Float) -> Float:
     s, total = normal.shape[-1], float(y @ y)
     ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(s) / s
     solved = np.linalg.solve(normal + ridge + 1e-10 * len(y) * np.eye(s), right[:, :, None])[:, :, 0]
-    return np.maximum(total - np.einsum("ks,ks->k", solved, right), 1e-12 * total)
+    least = max(1e-12 * total, float(np.finfo(float).tiny))
+    return np.maximum(total - np.einsum("ks,ks->k", solved, right), least)
 
 
 def _limit(seen: _Map) -> float:
