@@ -95,7 +95,7 @@ def test_without_yes_it_asks(place: Place) -> None:
 
 
 def test_run_does_not_start_on_a_disk_that_is_nearly_full(place: Place) -> None:
-    done = place.run("run", "--for", "1", code=1, BENCHLAB_OTEL_SESSION__MIN_FREE_MIB="1e12")
+    done = place.run("run", "--for", "1", code=1, BENCHLAB_OTEL_SESSION__MIN_FREE_MIB="1e9")
     assert "session.min_free_mib" in done.stderr
     assert place.sessions() == []
 

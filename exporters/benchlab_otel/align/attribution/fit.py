@@ -30,6 +30,7 @@ _FIRST_ROWS = 1024  # rows that a first idea of the variances comes from
 _GAIN = 3e-2  # log-likelihood below which another round is not worth it
 _FLOOR = 1e-12  # of the differences' variance: what a variation that is not there is held at
 _NOISE_FLOOR = 1e-6  # the same for noise: it keeps S well conditioned, and no meter is better
+_STEEP = -30.0  # sd that a spread's summit is below zero
 _STEADY = 1e-7  # least variance of the base from one row to the next, as a share of the noise
 
 
@@ -259,8 +260,11 @@ def _mean_spreads(theta: Float, gradient: Float, information: Float, stages: int
         return theta
     sd = told**-0.5
     summit = (1.0 + gradient[own].sum() / told) / sd
-    factor = sd * (summit + np.exp(-0.5 * summit**2 - log_ndtr(summit)) / np.sqrt(2 * np.pi))
-    return np.append(factor * theta[own], theta[others])
+    if summit < _STEEP:  # nothing but an exponential decay is left of the normal distribution
+        factor = -sd / summit
+    else:
+        factor = sd * (summit + np.exp(-0.5 * summit**2 - log_ndtr(summit)) / np.sqrt(2 * np.pi))
+    return np.append(max(factor, 1.0) * theta[own], theta[others])
 
 
 def log_likelihood(design: Design, variances: Variances) -> float:
