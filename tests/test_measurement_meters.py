@@ -295,6 +295,24 @@ def test_two_meters_of_one_load():
     assert "too little time" in difference(rails, reading_rows(rapl, slice(0, 5))).reason
 
 
+def test_time_in_which_a_meter_was_blind_is_not_compared():
+    """Three seconds without readings under another load, or a counter that starts anew over and over, are no
+    difference between two meters."""
+    rng = np.random.default_rng(3)
+    truth = simulate(Load((Stage("work", 200.0, 0.006),), duration_s=40.0), rng)
+    truth.level[(truth.edges[:-1] > 21.0) & (truth.edges[:-1] < 23.0)] += 500.0
+    rapl = measure(truth, Meter(rate_hz=100.0, kind="energy", noise=0.001), rng)
+    rails = measure(truth, Meter(rate_hz=20.0, noise=0.2), rng)
+    at = seconds(rails.time)
+    gap = difference(reading_rows(rails, np.flatnonzero((at < 20.5) | (at > 23.5))), rapl)
+    assert abs(gap.watts) < 1.5 * gap.uncertainty < 3.0
+    assert 30.0 < gap.seconds < 38.0
+    often = replace(rapl, value=rapl.value % 1000.0)  # falls that no declared wrap explains
+    resets = difference(rails, often)
+    assert abs(resets.watts) < 1.5 * resets.uncertainty < 3.0
+    assert "too little time" in difference(rails, replace(rapl, value=rapl.value % 100.0)).reason
+
+
 # -- streaming ------------------------------------------------------------------------------------
 
 
