@@ -289,6 +289,19 @@ def test_frames_shares_are_those_of_the_ledger():
     np.testing.assert_allclose(own, result.pipelines[0].own, rtol=1e-9)
 
 
+def test_the_integral_beside_the_ledger_leaves_gaps_out():
+    """Over three seconds without readings a line between two of them would be 600 J of nobody."""
+    truth, readings, _ = run(3, 0.02)
+    at = seconds(readings.time)
+    seen = reading_rows(readings, np.flatnonzero((at < 8.0) | (at > 11.0)))
+    whole, part = (attribute([truth.frames], r).ledger for r in (readings, seen))
+    assert not part.exact
+    lost = truth.energy(np.array([8.0]), np.array([11.0]))[0]
+    assert whole.measured - part.measured == pytest.approx(lost, rel=0.03)
+    assert abs(part.residual) < 15.0  # of 3,500 J
+    assert part.residual_uncertainty < 1.5 * whole.residual_uncertainty
+
+
 def test_two_pipelines_share_one_domain():
     rng = np.random.default_rng(5)
     from benchlab_otel.simulate.power import merged

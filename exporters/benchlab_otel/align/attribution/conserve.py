@@ -113,8 +113,10 @@ def entry(posterior: Posterior, shares: Shares, core: tuple[float, float]) -> En
         measured = float(rows.value @ width)
         variance = float((rows.noise.T @ width) ** 2 @ posterior.priors[2])
     else:
-        measured = _plain_integral(rows, core)
-        variance = float(sums_of(posterior, (end - begin)[:, None], core[1] - core[0])[1][0])
+        measured = _plain_integral(rows, core, shares.covered)
+        seen = shares.covered(end) - shares.covered(begin)
+        covered_s = float((shares.covered(hi) - shares.covered(lo))[0])
+        variance = float(sums_of(posterior, seen[:, None], covered_s)[1][0])
     return Entry(measured, own + in_flight, base - in_flight, variance)
 
 
@@ -127,11 +129,13 @@ def ledger(entries: list[Entry], exact: bool) -> Ledger:
     return Ledger(measured, shares, idle, measured - shares - idle, half, exact)
 
 
-def _plain_integral(rows: Windows, core: tuple[float, float]) -> float:
-    """The readings as straight lines between the middles of their windows, level at both ends."""
+def _plain_integral(rows: Windows, core: tuple[float, float], covered: Weight) -> float:
+    """The readings as straight lines between the middles of their windows, level at both ends and beside
+    gaps: what was used while the meter saw nothing is not guessed."""
     middle = (rows.lo + rows.hi) / 2
-    ends = (middle[0] - core[0]) * rows.value[0] + (core[1] - middle[-1]) * rows.value[-1]
-    return float(np.sum(np.diff(middle) * (rows.value[1:] + rows.value[:-1])) / 2 + ends)
+    times = np.concatenate([core[:1], middle, core[1:]])
+    value = np.concatenate([rows.value[:1], rows.value, rows.value[-1:]])
+    return float(np.diff(covered(times)) @ (value[1:] + value[:-1])) / 2
 
 
 def _in_flight(split: Weight) -> Weight:
