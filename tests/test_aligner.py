@@ -397,10 +397,13 @@ def test_a_counter_that_starts_anew_is_a_gap() -> None:
         for t in range(0, 5000, 50)
     ]
     frames = [frame_of(i, i * 250 + 60, i * 250 + 240) for i in range(18)]
-    (joules,) = energies(in_time(*frames, *counter)).values()
+    spans = in_time(*frames, *counter)
+    (joules,) = energies(spans).values()
     over = [f.begin < 2000 and f.end > 1950 for f in frames]
     assert np.isnan(joules).tolist() == over
     assert [j for j, o in zip(joules, over, strict=True) if not o] == pytest.approx([9.0] * (18 - sum(over)))
+    half = np.concatenate([a.energy[0].uncertainty for a in feed(s.body() for s in spans) if a.energy])
+    assert np.nanmax(half) < 9.0  # the fall by 100 J is no power that varies
 
 
 def test_two_meters_of_one_domain_keep_their_names() -> None:

@@ -72,7 +72,7 @@ def curve(readings: Readings) -> Curve | None:
         power = None
         energy, _, reset = unwrapped(readings.value - readings.value[0], span, readings.wrap_j)
         gap |= reset  # the counter started anew
-        level = np.diff(energy) / span
+        level = _without(np.diff(energy) / span, reset)
     else:
         power = readings.value
         energy = np.append(0.0, np.cumsum((power[1:] + power[:-1]) * 0.5 * span))
@@ -91,6 +91,13 @@ def curve(readings: Readings) -> Curve | None:
         jitter=readings.uncertainty * (1e-9 / np.sqrt(3.0)),
         gaps=np.append(0, np.cumsum(gap)),
     )
+
+
+def _without(level: Float, reset: Bool) -> Float:
+    """The levels (n,) with that of an interval in which the counter started anew taken from the last one
+    before it that is one: a fall by all that was counted is no deviation of the power."""
+    last = np.maximum.accumulate(np.where(reset, 0, np.arange(len(level))))
+    return np.where(reset[last], 0.0, level[last])
 
 
 def _deviation(level: Float) -> Float:
