@@ -273,6 +273,22 @@ def test_absent_values_are_left_out():
     assert judged(truth, attribute([truth.frames], readings), "shared")[0] < 0.05
 
 
+@pytest.mark.parametrize("watts", [0.0, 1000.0, 65535.0])
+def test_garbled_readings_change_no_other_figure(watts):
+    """Three of 600 that no load explains: each stage keeps its figure, and frames elsewhere theirs."""
+    truth, readings = run(1, 0.02, duration=30.0)
+    garbled = readings.value.copy()
+    garbled[[100, 300, 450]] = watts
+    right, found = (attribute([truth.frames], r) for r in (readings, replace(readings, value=garbled)))
+    for a, b in zip(right.stages, found.stages, strict=True):
+        assert b.reason == ""
+        assert abs(a.watts - b.watts) < 0.2 * a.watts_uncertainty
+        assert b.watts_uncertainty == pytest.approx(a.watts_uncertainty, rel=0.1)
+    assert found.base_watts == pytest.approx(right.base_watts, abs=0.01)
+    half, usual = (r.pipelines[0].shared_uncertainty for r in (found, right))
+    assert np.median(half / usual) == pytest.approx(1.0, abs=0.1)
+
+
 def test_late_replies_weigh_less():
     truth, readings = run(6, 0.02, late=0.15, late_s=0.03, round_trip_s=0.0005, rate_hz=20.0)
     error, holds = judged(truth, attribute([truth.frames], readings), "shared")

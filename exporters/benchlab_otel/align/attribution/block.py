@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import sparse
@@ -86,7 +86,8 @@ class Block:
 def fitted_block(work: Work, rows: Windows, start: Variances | None, fit_rows: int) -> Block:
     """Fits the rows with all the work that they see, sets shocks free, and checks itself."""
     full, owner = design_of(work, rows)
-    design, found, resolution = resolve(full, [stage for _, stage in work.names], start, fit_rows)
+    names = [stage for _, stage in work.names]
+    design, found, resolution = resolve(full, names, start, fit_rows)
     span = usual_span(work, rows)
     posterior = condition(design, found, span)
     if selfcheck.heavy_tails(posterior.solved, design):
@@ -96,6 +97,11 @@ def fitted_block(work: Work, rows: Windows, start: Variances | None, fit_rows: i
                 break
             found = fit(freed, found.variances, fit_rows)
             posterior = condition(freed, found, span)
+        if any(resolution.reason):  # the shocks may have been why
+            calm = posterior.design
+            full = replace(full, step_extra=calm.step_extra, error_extra=calm.error_extra)
+            design, found, resolution = resolve(full, names, start, fit_rows)
+            posterior = condition(design, found, span)
     kept = resolution.column[work.stage[owner]] != BASE
     owner, check = owner[kept], _check(posterior)
     wrong = _misfit(work, posterior, owner, resolution)

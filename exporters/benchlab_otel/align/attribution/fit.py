@@ -21,7 +21,7 @@ from benchlab_otel.align.attribution.banded import Cholesky
 from benchlab_otel.align.attribution.design import Design, part_of
 from benchlab_otel.align.attribution.overlap import Sparse, running_energy
 from benchlab_otel.align.attribution.windows import edge_gain
-from benchlab_otel.model import Float
+from benchlab_otel.model import Bool, Float
 
 _ROUNDS = 25
 _ALIKE = 0.5  # sd of log(σ/W) between stages
@@ -158,8 +158,16 @@ def _gls(band: Float, design: Design) -> Solved:
 
 
 def least_squares(design: Design) -> Float:
-    """Watts by ordinary least squares of the differences: where the search starts."""
-    return np.asarray(np.linalg.lstsq(design.contrast, design.difference, rcond=None)[0], float)
+    """Watts by ordinary least squares of the differences that no shock is in: where the search starts."""
+    calm = _calm(design)
+    return np.asarray(np.linalg.lstsq(design.contrast[calm], design.difference[calm], rcond=None)[0], float)
+
+
+def _calm(design: Design) -> Bool:
+    """(n − 1,) the differences that no shock is in; all where there is none without."""
+    shocks = abs(design.steps) @ design.step_extra + abs(design.errors) @ design.error_extra
+    calm: Bool = shocks == 0.0
+    return calm if calm.any() else np.ones(len(calm), bool)
 
 
 # -- REML ---------------------------------------------------------------------------------------
@@ -194,7 +202,7 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
     watts = least_squares(design)
     bands, known = np.stack(components(design, watts)), _known(design)
     sizes = np.maximum(bands[:, 0].mean(axis=1), 1e-300)
-    total = float(np.var(design.difference)) or 1.0
+    total = float(np.var(design.difference[_calm(design)])) or 1.0
     stages = design.pieces.stages
     floor = _FLOOR * total / sizes
     floor[stages + 1] *= _NOISE_FLOOR / _FLOOR
