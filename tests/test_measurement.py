@@ -459,6 +459,29 @@ def test_a_stage_that_is_always_active_is_part_of_the_base():
     assert result.base_watts == pytest.approx(165.0, abs=1.0)
 
 
+def test_what_the_base_mirrors_says_why():
+    """A stage that takes no time, and one that a meter in step with the frames always sees as much of."""
+    truth, readings, _ = run(2)
+    f = truth.frames
+    instant = replace(f, stage_end=np.where(f.stage == 0, f.stage_begin, f.stage_end))
+    decode, infer, _ = attribute([instant], readings).stages
+    assert np.isnan(decode.watts)
+    assert decode.reason == "takes too little time to show in the readings: decode; part of the base"
+    assert infer.reason == ""
+    periodic = Load((Stage("work", 50.0, 0.006, 0.0),), duration_s=20.0)
+    locked = simulate(periodic, np.random.default_rng(1))
+    (work,) = attribute(
+        [locked.frames], inside(measure(locked, Meter(phase=0.0), np.random.default_rng(1)))
+    ).stages
+    assert work.reason == "active for the same part of each reading: work; part of the base"
+
+
+def inside(readings):
+    """The readings between the first frame's begin and the last one's end."""
+    at = seconds(readings.time)
+    return reading_rows(readings, np.flatnonzero((at > 0.2) & (at < 19.8)))
+
+
 def test_too_little_data_says_how_much_more():
     truth, readings, _ = run(duration=6.0, spread=0.3, noise=8.0, rate_hz=10.0)
     reasons = [s.reason for s in attribute([truth.frames], readings).stages if s.reason]

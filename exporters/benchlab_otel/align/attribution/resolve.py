@@ -17,6 +17,7 @@ from benchlab_otel.model import Float, Int
 
 _HOPELESS = 30.0  # times as much data as there is: more than that is a matter of structure
 _SINGULAR = 1e-9
+_ALWAYS = 0.99  # share of the time
 BASE = -1
 
 
@@ -33,7 +34,7 @@ def resolve(
     design: Design, names: list[str], start: Variances | None, most_rows: int
 ) -> tuple[Design, Fit, Resolution]:
     """Fits, and merges stages until all that is left can be told apart (or needs more data only)."""
-    stages = design.pieces.stages
+    stages, share = design.pieces.stages, design.active.mean(axis=0)
     column, reason = np.arange(stages), [""] * stages
     seen = np.bincount(design.pieces.stage[used_columns(design.overlap)], minlength=stages) > 0
     for s in np.flatnonzero(~seen):
@@ -45,14 +46,14 @@ def resolve(
         direction = _blind_direction(model.contrast)
         if direction is None:
             break
-        _merge(direction, column, reason, names)
+        _merge(direction, column, reason, names, share)
     begun = start if start is not None and len(start.stage) == len(used) else None
     while True:
         found = fit(model, begun, most_rows)
         direction = _unsure_direction(model, found)
         if direction is None:
             break
-        _merge(direction, column, reason, names)
+        _merge(direction, column, reason, names, share)
         used = np.unique(column[column >= 0])
         column = np.where(column >= 0, np.searchsorted(used, column), BASE)
         model, begun = regrouped(design, column, len(used)), None
@@ -123,8 +124,9 @@ def _unsure_direction(design: Design, found: Fit) -> Float | None:
     return np.where(np.abs(direction) * np.sqrt(values[-1]) > 0.3 * scale, direction, 0.0)
 
 
-def _merge(direction: Float, column: Int, reason: list[str], names: list[str]) -> None:
-    """Groups the columns that trade watts with each other, or gives those that the base mirrors to it."""
+def _merge(direction: Float, column: Int, reason: list[str], names: list[str], share: Float) -> None:
+    """Groups the columns that trade watts with each other, or gives those that the base mirrors to it; `share`
+    (stages,) of the readings' time is each one's."""
     size = np.abs(direction)
     involved = np.flatnonzero(size > 0.1 * size.max())
     trading = len(involved) > 1 and (direction[involved] > 0).any() and (direction[involved] < 0).any()
@@ -136,11 +138,20 @@ def _merge(direction: Float, column: Int, reason: list[str], names: list[str]) -
         return
     for s in stages:
         reason[s] = (
-            f"always active while the meter was read: {said}; part of the base"
+            f"{_unseen(float(share[stages].sum()))}: {said}; part of the base"
             if len(involved) == 1
             else f"one of {said} is always active: part of the base"
         )
         column[s] = BASE
+
+
+def _unseen(share: float) -> str:
+    """Why what takes this share of the time can't be told from the base."""
+    if share > _ALWAYS:
+        return "always active while the meter was read"
+    if share < 1.0 - _ALWAYS:
+        return "takes too little time to show in the readings"
+    return "active for the same part of each reading"
 
 
 def _needs_more(design: Design, found: Fit) -> dict[int, str]:
