@@ -344,6 +344,19 @@ def test_a_stage_that_is_always_active_has_no_figure() -> None:
     assert any("infer" in line and "part of the base" in line for line in report.unresolved)
 
 
+def test_what_two_stages_share_is_told_once() -> None:
+    """Two stages of 2 µs that are never apart, of which the readings show nothing: one reason for both."""
+    run, _ = recorded((Stage("decode", 60.0, 0.003), Stage("infer", 220.0, 0.004)), seconds=10.0)
+    frames = run.frames
+    frames.stage_begin, frames.stage_end = (np.repeat(t, 2) for t in (frames.begin, frames.begin + 2_000))
+    run.readings[0].value[:] = np.random.default_rng(1).normal(100.0, 0.2, len(run.readings[0]))
+    report, energy = reported(run)
+    assert [s.watts for s in energy.stages] == [None, None]
+    told = [line for line in report.unresolved if "decode, infer" in line]
+    why = "takes too little time to show in the readings"
+    assert told == [f"system of meter0: {why}: decode, infer; part of the base"]
+
+
 def test_too_short_a_run_has_words_and_no_figure() -> None:
     run, _ = recorded(seconds=0.3)
     run.readings = [slice_of(run.readings[0], 0, 15)]

@@ -442,7 +442,7 @@ def _unresolved(run: Run, domains: Sequence[Energy], durations: Float) -> Iterat
         yield AS_RECORDED
     reasons: dict[tuple[str, str], list[str]] = {}  # the domains of a meter often share their reason
     for domain in domains:
-        for reason in _of_domain(domain, len(frames), durations):
+        for reason in dict.fromkeys(_of_domain(domain, len(frames), durations)):
             reasons.setdefault((domain.meter, reason), []).append(domain.domain)
     for (meter, reason), names in reasons.items():
         yield f"{', '.join(names)} of {meter}: {reason}"
@@ -456,7 +456,7 @@ def _of_domain(domain: Energy, frames: int, durations: Float) -> Iterator[str]:
     if best.frames < frames:
         missing = frames - best.frames
         why = "lie outside its readings or in a gap of them" if domain.readings else "have no joules recorded"
-        yield f"{missing} of {frames} frames {why}"
+        yield f"{missing:,} of {frames:,} frames {why}"
     if domain.reason:
         yield f"nothing for stages: {domain.reason}"
     for stage in domain.stages:

@@ -182,7 +182,9 @@ def attribute_and_fit(
             block = fitted_block(work, rows_between(rows, first, last), out.variances, settings.fit_rows)
             add_block(sums, block, (rows.hi[first - 1] if first else rows.lo[0], rows.hi[last - 1]))
         except np.linalg.LinAlgError as e:
-            out.reason = f"the readings can't be explained by these stages: {e}"
+            out.reason = (
+                f"the stages' powers can't be computed from these readings, more frames may help ({e})"
+            )
             out.pipelines = [nothing(f) for f in frames]
             return out, None
         out.variances = block.fit.variances

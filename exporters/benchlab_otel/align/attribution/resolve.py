@@ -125,8 +125,8 @@ def _unsure_direction(design: Design, found: Fit) -> Float | None:
 
 
 def _merge(direction: Float, column: Int, reason: list[str], names: list[str], share: Float) -> None:
-    """Groups the columns that trade watts with each other, or gives those that the base mirrors to it; `share`
-    (stages,) of the readings' time is each one's."""
+    """Groups the columns that trade watts with each other, or gives those that the base mirrors to it;
+    `share` (stages,) of the readings' time is each stage's."""
     size = np.abs(direction)
     involved = np.flatnonzero(size > 0.1 * size.max())
     trading = len(involved) > 1 and (direction[involved] > 0).any() and (direction[involved] < 0).any()
