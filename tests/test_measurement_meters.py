@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -202,6 +203,20 @@ def test_a_periodic_load_identifies_nothing(spread, lag, noise):
     assert not found.found
     assert "periodic" in found.reason or "constant" in found.reason
     assert found.kernel == Kernel("boxcar", 0.0, 0.05)
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_what_few_readings_tell_is_left_open(seed):
+    """A meter read in step with a periodic load sees it begin and end, and nothing else: its window was
+    79 ± 4,661 ms once."""
+    rng = np.random.default_rng(seed)
+    steady = tuple(Stage(n, w, x, 0.0) for (n, w), x in zip(WATTS, SERIAL, strict=True))
+    truth = simulate(Load(steady, duration_s=20.0), rng)
+    meter = Meter(noise=0.2, lag_s=0.005, phase=0.0, known=False)
+    readings = measure(truth, meter, np.random.default_rng(seed + 100))
+    found = attribute([truth.frames], readings, Settings(find_kernel=True))
+    assert not found.identification.found
+    assert re.search(r"can't be found: the readings leave the (lag|width) open \(± \d+ ms\)", found.reason)
 
 
 def test_a_constant_load_identifies_nothing():

@@ -28,6 +28,7 @@ _SURE = 10.0  # log-likelihood that a choice must be ahead by: chance among many
 _SHAPED = 15.0  # log-likelihood of the map's top over its median; chance reaches 10 on so many points
 _LEAST_ROWS = 40  # readings below which nothing is looked for
 _RIVALS = 8
+_LOOSE = 0.01  # s, half width of lag or width that stages of some milliseconds can't be told with
 _BLURRED = 2.0  # times the sum of squares beside the best point: a peak above that is none
 _TAUS = np.geomspace(0.001, 0.3, 16)  # s, time constants of the low-pass map
 _SMALLEST = 1e-4  # s, width
@@ -138,6 +139,9 @@ def search(
         lag_sd, width_sd = yield from _uncertainty(readings, activity, best, counter)
     except np.linalg.LinAlgError as e:
         return Identification(configured, False, f"how sure lag and width are can't be computed: {e}")
+    period = float(np.median(np.diff(readings.time)))
+    if open_ := _left_open(best.kernel, 1.96 * lag_sd, 1.96 * width_sd, period):
+        return Identification(configured, False, f"the readings leave {open_}: too few of them tell of it")
     gain = best.loglik - _loglik(readings, activity, configured, best.variances)[0]
     return Identification(
         kernel=best.kernel,
@@ -147,6 +151,16 @@ def search(
         shape_found=shape_found,
         loglik_gain=float(gain),
     )
+
+
+def _left_open(found: Kernel, lag_half: float, width_half: float, period: float) -> str:
+    """Which of lag and width is known so badly that it is no figure, in words; "" where none is."""
+    loose = max(_LOOSE, 0.2 * period)
+    if lag_half > loose:
+        return f"the lag open (± {1e3 * lag_half:.0f} ms)"
+    if width_half > max(loose, 0.5 * found.width_s):
+        return f"the width open (± {1e3 * width_half:.0f} ms)"
+    return ""
 
 
 def beside_round_trips(found: Identification, configured: Kernel, allowed_s: float) -> Identification:
