@@ -96,7 +96,12 @@ def test_what_does_not_go_together_is_refused(data: Path, tmp_path: Path) -> Non
     out = ("--out", tmp_path / "x")
     assert "are for capframex-json" in refused("--to", "parquet", "--pair", "a:b", *out)
     assert "no pipeline 'y' in it; there is cam 1/x, cam0" in refused("--to", "csv", "--pipeline", "y", *out)
+    assert "no pipeline 'y'" in refused(
+        "--to", "parquet", "--pipeline", "y", "--out", tmp_path / "x" / "deep"
+    )
+    assert "has no mark 'a'" in refused("--to", "capframex-json", "--pair", "a:b", *out)
     assert "one session's requests" in refused("s1", "--to", "otlp-json", *out)
+    assert not (tmp_path / "x").exists(), "no empty folder stays"
     assert "2 pipelines do not go into one file" in refused(
         "--to", "capframex-json", "--out", tmp_path / "x.json"
     )

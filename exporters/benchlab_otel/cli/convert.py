@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -21,6 +22,7 @@ from benchlab_otel.export.capframex_columns import NO_OPTIONS, Options
 from benchlab_otel.export.capframex_statistics import shown
 from benchlab_otel.export.csv import write_csv
 from benchlab_otel.export.otlp_json import write_otlp_json
+from benchlab_otel.export.output import folder_at
 from benchlab_otel.export.perfetto import write_perfetto
 from benchlab_otel.export.stream import stream
 from benchlab_otel.export.tables import Block, name_of, table_blocks
@@ -139,15 +141,17 @@ def _captures(
     runs = [run for session in sessions for run in load_energies(session)]
     suffix, write = CAPTURES[to]
     problems = []
-    for path, group in _targets(_by_pipeline(runs, pipeline), out, suffix, prefix):
-        try:
-            write(path, group, chosen)
-        except ValueError as error:
-            problems.append(str(error))
-        else:
-            yield f"{path}  {shown(group)}"
-    if problems:
-        raise UserError("; ".join(problems))
+    targets = _targets(_by_pipeline(runs, pipeline), out, suffix, prefix)
+    with nullcontext() if targets[0][0] == out else folder_at(out):
+        for path, group in targets:
+            try:
+                write(path, group, chosen)
+            except ValueError as error:
+                problems.append(str(error))
+            else:
+                yield f"{path}  {shown(group)}"
+        if problems:
+            raise UserError("; ".join(problems))
 
 
 def _by_pipeline(runs: Sequence[Run], only: str | None) -> dict[str, list[Run]]:
@@ -177,7 +181,6 @@ def _targets(
         return [(out, next(iter(groups.values())))]
     if out.suffix and not out.is_dir():
         raise UserError(f"--out {out}: expected a name that ends with {ending}, or a folder")
-    out.mkdir(parents=True, exist_ok=True)
     names = _file_names(groups)
     return [
         (out / f"{prefix}{name}{suffix}", runs) for name, runs in zip(names, groups.values(), strict=True)

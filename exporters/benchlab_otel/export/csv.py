@@ -13,15 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchlab_otel.export.output import BLOCK, replacing
+from benchlab_otel.export.output import BLOCK, folder_at, replacing
 from benchlab_otel.export.tables import TABLES, Block, Column, Field, Words
 
 
 def write_csv(folder: Path, blocks: Iterable[tuple[str, Block]]) -> dict[str, int]:
     """Writes the tables and returns the rows of each; files take their names when all are whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     rows = dict.fromkeys(TABLES, 0)
-    with ExitStack() as stack:
+    with folder_at(folder), ExitStack() as stack:
         files = {name: stack.enter_context(replacing(folder / f"{name}.csv")) for name in TABLES}
         for name, fields in TABLES.items():
             files[name].write((",".join(map(_heading, fields)) + "\n").encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +39,20 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_at(path: Path) -> Iterator[None]:
+    """A folder to write into. Where it was made for that and nothing comes of it, it goes again."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the first that is not empty
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyarrow.parquet import ParquetWriter
 
 from benchlab_otel import __version__
-from benchlab_otel.export.output import replacing
+from benchlab_otel.export.output import folder_at, replacing
 from benchlab_otel.export.tables import TABLES, Block, Column, Field, Words
 
 GROUP_ROWS = 1 << 17  # rows of a row group
@@ -35,10 +35,9 @@ _TYPES = {
 
 def write_parquet(folder: Path, blocks: Iterable[tuple[str, Block]]) -> dict[str, int]:
     """Writes the tables and returns the rows of each; files take their names when all are whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     rows = dict.fromkeys(TABLES, 0)
     waiting: dict[str, list[pa.RecordBatch]] = {name: [] for name in TABLES}
-    with ExitStack() as stack:
+    with folder_at(folder), ExitStack() as stack:
         writers = {name: stack.enter_context(_writer(stack, folder, name)) for name in TABLES}
         # pyarrow lets other threads run: a row group is compressed while the next one is read
         thread = stack.enter_context(ThreadPoolExecutor(1, "parquet"))
