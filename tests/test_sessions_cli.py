@@ -79,6 +79,20 @@ def test_mistakes_are_said_in_one_line(place: Place, tmp_path: Path) -> None:
     assert "0 sessions" in place.run("sessions", "list").stdout
 
 
+def test_a_list_with_long_names_fits_80_columns(place: Place) -> None:
+    """Each id whole, and beside or below it all that there is to say."""
+    short = recorded(place, "a" * 20)
+    table = place.run("sessions", "list", COLUMNS="80").stdout.splitlines()
+    assert re.search(f"^{short.name}  .* KiB  record -- x$", table[1])
+    long = recorded(place, "kitchen-camera-experiment-2026-11-28-with-the-new-lens-and-filter")
+    lines = place.run("sessions", "list", COLUMNS="80").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    ids = [i for i, line in enumerate(lines) if line.strip() in (short.name, long.name)]
+    assert len(ids) == 2
+    for i in ids:
+        assert re.search(r"^ +\d{4}-\d\d-\d\d \d\d:\d\d  .* KiB  record -- x *$", lines[i + 1])
+
+
 def test_check_tells_damage_and_its_place(place: Place) -> None:
     path = recorded(place, "a")
     with (path / "traces.otlp").open("ab") as file:

@@ -6,13 +6,16 @@ import shlex
 import shutil
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
+from rich.console import Group, RenderableType
 from rich.table import Column, Table
+from rich.text import Text
 
 from benchlab_otel.archive import bundle, retention
 from benchlab_otel.archive.manifest import MANIFEST, read_manifest
@@ -27,6 +30,8 @@ from benchlab_otel.cli.finding import Reference, find
 from benchlab_otel.cli.terminal import console
 from benchlab_otel.config import Settings
 from benchlab_otel.export.output import replacing
+
+_FIGURES, _LEAST_WHAT = 41, 16  # columns that `list` takes for date, length and size, and for what was run
 
 command = typer.Typer(no_args_is_help=True)
 
@@ -54,16 +59,33 @@ def list_(as_json: AsJson = False, config: options.ConfigFile = None) -> None:
     if as_json:
         _print_json(rows)
         return
+    screen = console()
+    names = max([len(row["id"]) for row in rows], default=0)
+    screen.print(_listed(rows) if names + _FIGURES + _LEAST_WHAT <= screen.width else _listed_below(rows))
+    total = sum(row["bytes"] for row in rows)
+    free = shutil.disk_usage(data_dir).free if data_dir.is_dir() else 0
+    screen.print(f"{len(rows)} sessions, {_size(total)} in {data_dir}; {_size(free)} free")
+
+
+def _listed(rows: Sequence[dict[str, Any]]) -> Table:
+    """A line for each session."""
     table = Table(box=None, pad_edge=False)
     for column in ("Session", "Began", "Length", "Size", "What"):
         table.add_column(column, overflow="fold", no_wrap=column != "What", justify=_side(column))
     for row in rows:
         table.add_row(row["id"], _local(row["created"]), _length(row), _size(row["bytes"]), _what(row))
-    screen = console()
-    screen.print(table)
-    total = sum(row["bytes"] for row in rows)
-    free = shutil.disk_usage(data_dir).free if data_dir.is_dir() else 0
-    screen.print(f"{len(rows)} sessions, {_size(total)} in {data_dir}; {_size(free)} free")
+    return table
+
+
+def _listed_below(rows: Sequence[dict[str, Any]]) -> Group:
+    """Ids that leave no room beside them on lines of their own, whole, so that they can be copied."""
+    lines: list[RenderableType] = []
+    for row in rows:
+        figures = f"{_local(row['created']):16}  {_length(row):>8}  {_size(row['bytes']):>9}"
+        told = Table.grid(padding=(0, 2, 0, 0))
+        told.add_row("", Text(figures, no_wrap=True), _what(row))
+        lines += [Text(row["id"], overflow="fold"), told]
+    return Group(*lines)
 
 
 def _side(column: str) -> Any:
