@@ -94,7 +94,9 @@ def test_dlstreamer(tmp_path: Path) -> None:
         arrived(1.070, 70, 1),
         interval,
         arrived(1.170, 60, 2),
+        element(1.200, "decode", 10, 3),
     )
+    assert "2 records of elements belong to no frame of the log" in back.notes()
     frames = back.frames
     assert (frames.end - START_NS).tolist() == [1_070_000_000, 1_170_000_000]
     assert durations_ms(frames).tolist() == [70, 60]
@@ -108,6 +110,7 @@ def test_dlstreamer_of_two_pipelines_has_no_stages(tmp_path: Path) -> None:
     assert sorted(run.frames.pipeline for run in back.runs) == ["a/79459/p/s/a", "a/79459/p/s/b"]
     assert all(not len(run.frames.stage) for run in back.runs)
     assert "several pipelines" in back.notes()
+    assert "belong to no frame" not in back.notes(), "nobody can tell"
 
 
 def test_dlstreamer_garbled(tmp_path: Path) -> None:

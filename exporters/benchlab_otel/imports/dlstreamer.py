@@ -52,28 +52,33 @@ def read(capture: Capture) -> Iterator[Block]:
         )
     gatherings = {key: Gathering(_pipeline_name(key, len(pipelines))) for key in pipelines}
     pending: dict[tuple[int, int], list[Interval]] = {}
+    alone = 0  # records of elements that no frame has
     for is_frame, process, number, begin, end, told in _records(capture):
         if not is_frame:
-            _keep(pending, (process, number), (told.get("name", ""), begin, end), told.get("is_bin", "0"))
+            stage = (told.get("name", ""), begin, end)
+            alone += _keep(pending, (process, number), stage, told.get("is_bin", "0"))
             continue
         gathering = gatherings[_key(process, told)]
         stages = pending.pop((process, number), []) if len(pipelines) == 1 else []
         inside = [s for s in stages if s[1] >= begin - _SLACK_NS and s[2] <= end + _SLACK_NS]
+        alone += len(stages) - len(inside)
         gathering.add(number, begin, end, [(n, max(b, begin), min(e, end)) for n, b, e in inside])
         yield from gathering.full()
     for gathering in gatherings.values():
         yield from gathering.rest()
+    alone += sum(map(len, pending.values()))
+    if alone and len(pipelines) == 1:
+        capture.notes.append(f"{alone} records of elements belong to no frame of the log")
 
 
 def _keep(
     pending: dict[tuple[int, int], list[Interval]], key: tuple[int, int], stage: Interval, bin_: str
-) -> None:
-    """Keeps an element's record until its frame comes; the oldest go when there are too many."""
+) -> int:
+    """Keeps an element's record until its frame comes; the oldest go when there are too many: how many."""
     if not stage[0] or bin_ not in ("0", "false"):
-        return
+        return 0
     pending.setdefault(key, []).append(stage)
-    if len(pending) > _PENDING:
-        del pending[next(iter(pending))]
+    return len(pending.pop(next(iter(pending)))) if len(pending) > _PENDING else 0
 
 
 def _pipelines(capture: Capture) -> dict[tuple[str, ...], None]:
