@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchlab_otel import contract, timebase
+from benchlab_otel.archive.records import compressor, frame
 from benchlab_otel.archive.session import create, open_session
 from benchlab_otel.export.capframex import write_json
 from benchlab_otel.export.recording import load, load_runs
@@ -139,6 +140,18 @@ def test_what_can_not_be_used_makes_no_session(place: Place, arguments: list[str
     assert problem.count("\n") == 1
     assert place.sessions() == []
     assert not list(place.folder.rglob(".import-*"))
+
+
+def test_otlp_needs_no_import(place: Place) -> None:
+    """The command says so, in whatever form of the Collector's files it comes."""
+    truth = truth_of(1, 2.0)
+    body = b"".join(frame(b, compressor()) for b in requests([truth.frames], [], []))
+    (place.folder / "traces.otlp").write_bytes(body)
+    problem = place.run("traces.otlp", fails=2)
+    assert (
+        "traces.otlp: OTLP already, nothing to import: `benchlab-otel report traces.otlp` takes it" in problem
+    )
+    assert place.sessions() == []
 
 
 def test_a_full_disk_is_said_and_leaves_no_session(place: Place) -> None:

@@ -106,6 +106,10 @@ def detect(path: Path) -> str:
     found = imports.detect(head)
     if found is None and b"GST_TRACER" in head:
         found = GSTREAMER
+    if found is None and any(len(spans) for spans in read_spans([path], [])):
+        raise UserError(
+            f"{path}: OTLP already, nothing to import: `benchlab-otel report {path}` takes it as it is"
+        )
     if found is None:
         start = head.lstrip()[:40].decode("utf-8", "replace").split("\n")[0]
         known = ", ".join(FORMATS)
