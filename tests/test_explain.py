@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,15 @@ from rich.console import Console
 
 from benchlab_otel.archive.records import Fault, frame
 from benchlab_otel.archive.session import open_session
-from benchlab_otel.export.explain import Explained, FrameNotFound, explain, find_frames, render, trace_id
+from benchlab_otel.export.explain import (
+    Explained,
+    Figure,
+    FrameNotFound,
+    explain,
+    find_frames,
+    render,
+    trace_id,
+)
 from benchlab_otel.export.recording import Recording, load, of_run
 from benchlab_otel.simulate.power import Load, Meter, Stage, measure, requests, simulate
 
@@ -128,6 +137,17 @@ def test_a_frame_without_samples_says_so(recording: Recording) -> None:
         for e, first in lost:
             e.first[last] = first
     assert "none: the frame lies outside them or in a gap" in shown
+
+
+def test_without_figures_no_unit_is_guessed(recording: Recording) -> None:
+    """Not microjoules, which would say that there is hardly any energy."""
+    found = explain(recording, 0, 0)
+    nothing = Figure(None, None)
+    domains = [
+        replace(d, interpolated=nothing, conditioned=nothing, own=nothing, shared=nothing)
+        for d in found.domains
+    ]
+    assert "Energy, J " in text(replace(found, domains=domains))
 
 
 def test_as_a_command(session: Path) -> None:

@@ -380,6 +380,7 @@ def test_figures_are_rounded_to_their_uncertainty() -> None:
     assert plus_minus(61.3461, 2.4761) == "61.3 ± 2.5"
     assert plus_minus(0.0311512, 0.00125737, 1e3) == "31.2 ± 1.3"
     assert plus_minus(12345.6, 1480.2) == "12346 ± 1480"
+    assert (plus_minus(5.0, 0.0996), plus_minus(50.04, 9.96)) == ("5.00 ± 0.10", "50 ± 10")
     assert plus_minus(None, None) == plus_minus(float("nan"), 1.0) == ""
     assert plus_minus(2.0, None) == "2.000"
     assert plus_minus(-0.2, 14.0) == "0 ± 14"

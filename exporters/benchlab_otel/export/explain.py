@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -269,8 +270,8 @@ def render(frame: Explained) -> RenderableType:
 
 def _energies(frame: Explained) -> Iterator[Table]:
     """Stages above base, together, with the frame's share of the base, and all while it was in flight."""
-    known = [d.conditioned.joules or d.interpolated.joules or 0.0 for d in frame.domains]
-    unit, scale = unit_of(max(map(abs, known)))
+    known = [abs(d.conditioned.joules or d.interpolated.joules or 0.0) for d in frame.domains]
+    unit, scale = unit_of(max(known) or inf)
     rows = [*(s.name for s in frame.stages), "its stages", "own share", "conditioned", "interpolated"]
     groups = []
     for i, d in enumerate(frame.domains):

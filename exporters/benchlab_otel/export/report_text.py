@@ -81,7 +81,7 @@ def plus_minus(value: float | None, half: float | None, scale: float = 1.0) -> s
     if half is None or not isfinite(half) or half <= 0:
         return number(value * scale, 4)
     half *= scale
-    decimals = max(0, 1 - floor(log10(half)))
+    decimals = max(0, 1 - floor(log10(float(f"{half:.1e}"))))  # of 0.0996, which is 0.10
     return f"{value * scale:z.{decimals}f} ± {half:.{decimals}f}"
 
 
