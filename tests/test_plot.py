@@ -13,6 +13,7 @@ import pytest
 import zstandard
 from PIL import Image
 
+from benchlab_otel.align.attribution.stream import reading_rows
 from benchlab_otel.archive.records import frame
 from benchlab_otel.export import compare_plot
 from benchlab_otel.export.compare import Change, Comparison
@@ -154,6 +155,27 @@ def test_real_data_are_not_called_simulated(tmp_path: Path) -> None:
     run.readings = [replace(make_readings("gpu", 6 * 10**9), window_ns=50_000_000)]
     write(tmp_path / "a.svg", stretch(attributed([run])))
     assert not any("SIMULATED" in text for text in svg_text(tmp_path / "a.svg"))
+
+
+def test_no_base_is_drawn_where_the_meter_saw_nothing(truth: Truth) -> None:
+    readings = measure(truth, Meter(noise=0.2), np.random.default_rng(1))
+    first, last = (np.quantile(readings.time, part) for part in (0.4, 0.6))
+    seen = (readings.time < first) | (readings.time > last)
+    run = Run(truth.frames, [reading_rows(readings, np.flatnonzero(seen))])
+    data = stretch(attributed([run]))
+    assert data.base is not None
+    begin, end = ((t - truth.frames.begin.min()) / 1e9 for t in (first, last))
+    inside = np.interp(np.linspace(begin + 0.2, end - 0.2, 50), *data.base)
+    assert np.isnan(inside).all()
+    assert np.isfinite(np.interp([begin - 0.5, end + 0.5], *data.base)).all()
+
+
+def test_a_long_reason_stays_in_the_picture(tmp_path: Path) -> None:
+    run = make_run(60)
+    run.readings = [make_readings("gpu", 5 * 10**8)]
+    data = replace(stretch(attributed([run])), reason="the meter's lag and window are not known " * 5)
+    write(tmp_path / "a.svg", data)
+    assert max(map(len, svg_text(tmp_path / "a.svg"))) <= 90
 
 
 def test_without_attribution_the_picture_says_why(tmp_path: Path) -> None:

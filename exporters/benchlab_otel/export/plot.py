@@ -8,6 +8,7 @@ Okabe and Ito, which people who see few colours tell apart too.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,18 +170,19 @@ def _within(track: Track, first: float, until: float) -> Track:
 def _base(
     told: Sequence[tuple[Run, PipelineEnergy]], found: Attribution, origin: int
 ) -> tuple[Float, Float] | None:
-    """The base at each frame: its share of it over the seconds that it shares, all pipelines together."""
+    """The base at each frame: its share of it over the seconds that it shares, all pipelines together; NaN
+    where the meter did not cover the frame."""
     begin = np.concatenate([_seconds(run.frames.begin, origin) for run, _ in told])
     end = np.concatenate([_seconds(run.frames.end, origin) for run, _ in told])
     joules = np.concatenate([energy.shared - energy.own for _, energy in told])
     split = even_split(begin, end)
     seconds = split(end) - split(begin)
-    known = np.isfinite(joules) & (seconds > 0)
-    if not known.any():
+    lasting = seconds > 0
+    if not np.isfinite(joules[lasting]).any():
         return None
-    order = np.argsort((begin + end)[known], kind="stable")
-    watts = (joules[known] / seconds[known])[order]
-    return ((begin + end)[known] / 2)[order], watts
+    order = np.argsort((begin + end)[lasting], kind="stable")
+    watts = (joules[lasting] / seconds[lasting])[order]
+    return ((begin + end)[lasting] / 2)[order], watts
 
 
 def _intervals(
@@ -291,9 +293,8 @@ def _draw_power(axes: Axes, data: Stretch) -> None:
             axes.stairs(top, edges, baseline=floor, fill=True, linewidth=0, label=track.name, **_looks(k))
             floor = top
     else:
-        axes.text(
-            0.5, 0.5, f"Nothing attributed: {data.reason}", transform=axes.transAxes, ha="center", color=FAINT
-        )
+        words = textwrap.fill(f"Nothing attributed: {data.reason}", 90)
+        axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", color=FAINT)
     begin, end, watts = data.readings
     halo = [withStroke(linewidth=3.2, foreground="white")]
     if len(watts) and float(np.max(end - begin)) > 0:
@@ -302,7 +303,9 @@ def _draw_power(axes: Axes, data: Stretch) -> None:
     else:
         label = "reading of the meter"
         axes.plot(end, watts, "o", markersize=3, color=INK, label=label, path_effects=halo)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    low, high = axes.get_ylim()
+    low = min(0.0, low)
+    axes.set_ylim(low, high + 0.03 * (high - low))  # readings that are all alike lie at the top
     _legend(axes, 8)
 
 
