@@ -24,7 +24,7 @@ from benchlab_otel.model import Bool, Int, Readings, Spans
 Kind = Literal["power", "energy"]
 Key = tuple[str, str, Kind]  # meter, domain, what its values are
 _LONGEST_NS = 3_600_000_000_000  # no meter lags or averages by more than an hour
-_BEYOND = 1e15  # W or J: no reading of anything; its square would drown all others, or overflow
+_BEYOND: dict[Kind, float] = {"power": 1e9, "energy": 1e15}  # W, J: read of no machine, and drown all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def extract(spans: Spans) -> list[Readings]:
         if kind is None:
             continue
         values = floats(column.values)
-        usable = is_sample[column.rows] & (np.abs(values) < _BEYOND) & (meter[column.rows] != "")
+        usable = is_sample[column.rows] & (np.abs(values) < _BEYOND[kind]) & (meter[column.rows] != "")
         rows, values = column.rows[usable], values[usable]
         for name in dict.fromkeys(meter[rows].tolist()):
             mine = meter[rows] == name
