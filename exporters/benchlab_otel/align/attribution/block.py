@@ -13,7 +13,7 @@ from benchlab_otel.align.attribution.conserve import Entry, Shares, entry
 from benchlab_otel.align.attribution.design import Design, Pieces, build, part_of
 from benchlab_otel.align.attribution.fit import Fit, Variances, fit
 from benchlab_otel.align.attribution.misfit import Misfit, Moved, misfit
-from benchlab_otel.align.attribution.overlap import Weight, seconds_in
+from benchlab_otel.align.attribution.overlap import Weight, ragged_rows, seconds_in
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped, resolve
 from benchlab_otel.align.attribution.selfcheck import SelfCheck
 from benchlab_otel.align.attribution.tails import SHOCK_ROUNDS, with_shocks
@@ -216,9 +216,9 @@ def add_energies(
     if sums.shares.alone:  # then nothing else is in flight with a frame
         sums.frame[2, frames], sums.frame_sd[2, frames] = sums.frame[1, frames], sums.frame_sd[1, frames]
 
-    new = np.diff(owner, prepend=-1) != 0  # parts of one row are neighbours
-    touched, row = owner[new], np.cumsum(new) - 1
-    each = sparse.csr_array((inside, (row, np.arange(len(owner)))), shape=(len(touched), len(owner)))
+    first = np.flatnonzero(np.diff(owner, prepend=-1))  # parts of one row are neighbours
+    touched = owner[first]
+    each = ragged_rows(inside, np.arange(len(owner)), np.diff(first, append=len(owner)), len(owner))
     mean, sd = energy_and_sd(Wanted(each))
     sums.stage[touched] += mean
     sums.stage_sd[touched] += sd

@@ -221,30 +221,37 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
         values[stages] = max(values[stages], _STEADY * values[stages + 1] * sizes[stages + 1] / sizes[stages])
         return values
 
-    def likelihood(at: Float) -> tuple[float, Float, Float]:
-        value, gradient, information = _likelihood(bands, known, at, design)
-        return _with_prior(value, gradient, information, at[:stages], usual)
+    def likelihood(at: Float) -> tuple[float, Solved | None]:
+        value, solved = _likelihood(bands, known, at, design)
+        return value - 0.5 * float(np.sum(_unlike(at[:stages], usual) ** 2)), solved
+
+    def slopes(at: Float, solved: Solved) -> tuple[Float, Float]:
+        gradient, information = _slopes(bands, at, solved)
+        return _with_prior(gradient, information, _unlike(at[:stages], usual))
 
     size = float(np.mean(np.abs(design.rows.value))) or 1.0
     usual = np.maximum(np.abs(watts), 0.05 * size)
     theta = bounded(theta)
-    here, gradient, information = likelihood(theta)
-    if not np.isfinite(here):
+    here, solved = likelihood(theta)
+    if solved is None:
         raise np.linalg.LinAlgError("the stages' activity in the readings is linearly dependent")
+    gradient, information = slopes(theta, solved)
     damping = 1e-3
     for _ in range(_ROUNDS):
         proposal = bounded(
             theta * np.exp(_step(theta, bounded(theta * 0.99), gradient, information, damping))
         )
-        there, *slopes = likelihood(proposal)
-        if there < here:
+        there, solved = likelihood(proposal)
+        if solved is None or there < here:
             damping *= 10
             if damping > 1e4:
                 break
             continue
         gain, here, theta, damping = there - here, there, proposal, max(damping / 10, 1e-4)
-        gradient, information = slopes
-        if gain < _GAIN:
+        enough = gain < _GAIN
+        if stages or not enough:
+            gradient, information = slopes(theta, solved)
+        if enough:
             break
     if stages:
         theta = _mean_spreads(theta, gradient, information, stages)
@@ -298,22 +305,22 @@ def _restricted(design: Design, solved: Solved) -> float:
     return -0.5 * float(solved.factor.logdet() - logdet + residual @ solved.alpha)
 
 
-def _with_prior(
-    value: float, gradient: Float, information: Float, spread: Float, usual: Float
-) -> tuple[float, Float, Float]:
-    """Adds the prior that relative spreads of stages' powers are alike: log(σ/W) varies between stages
+def _unlike(spread: Float, usual: Float) -> Float:
+    """How unlike the relative spreads of stages' powers are, in prior sds: log(σ/W) varies between stages
     with sd `_ALIKE` around its mean. It matters only where the readings can't tell a spread, which
     restricted likelihood alone would then often put at zero, with too narrow intervals."""
-    n = len(spread)
-    if n < 2 or not np.isfinite(value):
-        return value, gradient, information
     off = np.log(spread) / 2 - np.log(usual)
-    off -= off.mean()
-    value -= 0.5 * float(off @ off) / _ALIKE**2
-    if len(gradient):
-        gradient[:n] -= 0.5 * off / _ALIKE**2
+    unlike: Float = (off - off.mean()) / _ALIKE if len(off) else off
+    return unlike
+
+
+def _with_prior(gradient: Float, information: Float, unlike: Float) -> tuple[Float, Float]:
+    """Adds what that prior adds to both, in place."""
+    n = len(unlike)
+    if n:
+        gradient[:n] -= 0.5 * unlike / _ALIKE
         information[:n, :n] += 0.25 * (np.eye(n) - 1 / n) / _ALIKE**2
-    return value, gradient, information
+    return gradient, information
 
 
 def _step(theta: Float, lower: Float, gradient: Float, information: Float, damping: float) -> Float:
@@ -329,18 +336,19 @@ def _step(theta: Float, lower: Float, gradient: Float, information: Float, dampi
     return step * min(1.0, _LONGEST / longest) if longest else step
 
 
-def _likelihood(bands: Float, known: Float, theta: Float, design: Design) -> tuple[float, Float, Float]:
-    """Restricted log-likelihood, its gradient and average information, both in log θ."""
-    band = np.tensordot(theta, bands, axes=1) + known
-    none = np.zeros(0)
+def _likelihood(bands: Float, known: Float, theta: Float, design: Design) -> tuple[float, Solved | None]:
+    """Restricted log-likelihood, −∞ and None where it can't be computed."""
     try:
-        solved = _gls(band, design)
+        solved = _gls(np.tensordot(theta, bands, axes=1) + known, design)
     except np.linalg.LinAlgError:
-        return -np.inf, none, none
+        return -np.inf, None
     value = _restricted(design, solved)
-    if not np.isfinite(value):
-        return value, none, none
-    inverse = solved.factor.inverse_band(len(band) - 1)
+    return value, solved if np.isfinite(value) else None
+
+
+def _slopes(bands: Float, theta: Float, solved: Solved) -> tuple[Float, Float]:
+    """Its gradient and average information, both in log θ."""
+    inverse = solved.factor.inverse_band(bands.shape[1] - 1)
     alpha, u, cov = solved.alpha, solved.u, solved.covariance
     pulled = [banded.product(b, np.column_stack([alpha, u])) for b in bands]
     trace = np.array(
@@ -354,4 +362,4 @@ def _likelihood(bands: Float, known: Float, theta: Float, design: Design) -> tup
     projected = solved.factor.solve(f)
     uf = u.T @ f
     information = 0.5 * (f.T @ projected - uf.T @ cov @ uf) * np.outer(theta, theta)
-    return value, gradient, information
+    return gradient, information
