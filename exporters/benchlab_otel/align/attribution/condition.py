@@ -13,13 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 from scipy.linalg.lapack import dtbtrs
 
 from benchlab_otel.align.attribution import banded
 from benchlab_otel.align.attribution.banded import Cholesky
 from benchlab_otel.align.attribution.design import Design, stage_sums, stage_totals
-from benchlab_otel.align.attribution.fit import Fit, Solved, prior, scaled, solve
+from benchlab_otel.align.attribution.fit import Fit, Solved, prior, solve
 from benchlab_otel.align.attribution.overlap import (
     Sparse,
     Weight,
@@ -43,8 +42,7 @@ _CHUNK = 1 << 16
 @dataclass(slots=True)
 class Posterior:
     """What the readings say: `watts` (m,) of each piece, `steps` (j,) W of the base at the knots,
-    `errors` (e,) of the readings, `level` W of the base before its first step. `reach` is C Mᵀ: the
-    covariance of pieces, steps and errors with the differences."""
+    `errors` (e,) of the readings, `level` W of the base before its first step."""
 
     design: Design
     solved: Solved
@@ -54,7 +52,6 @@ class Posterior:
     steps: Float
     errors: Float
     level: float
-    reach: tuple[Sparse, Sparse, Sparse]
 
     @property
     def residual(self) -> Float:
@@ -95,11 +92,6 @@ def condition(design: Design, fit: Fit, span: int = 4) -> Posterior:
         steps=steps,
         errors=errors,
         level=level,
-        reach=(
-            _reach(design.parts, priors[0]),
-            _reach(design.steps, priors[1]),
-            _reach(design.errors, priors[2]),
-        ),
     )
 
 
@@ -150,10 +142,6 @@ def energies(posterior: Posterior, wanted: Wanted) -> tuple[Float, Float]:
     return mean, variance + _shocked(posterior, wanted)
 
 
-def _reach(matrix: Sparse, variances: Float) -> Sparse:
-    return scaled(matrix, variances).T.tocsr()
-
-
 def _slice(wanted: Wanted, part: slice) -> Wanted:
     return Wanted(
         wanted.seconds[part].tocsr(),
@@ -164,7 +152,7 @@ def _slice(wanted: Wanted, part: slice) -> Wanted:
 
 
 def _variance(posterior: Posterior, wanted: Wanted) -> Float:
-    design, solved, reach = posterior.design, posterior.solved, posterior.reach
+    design, solved, reach = posterior.design, posterior.solved, posterior.solved.reach
     weights = [wanted.seconds]
     gain = stage_sums(wanted.seconds, design.pieces)
     if wanted.lo is not None and wanted.hi is not None and wanted.weight is not None:
@@ -211,10 +199,9 @@ def _shocked(posterior: Posterior, wanted: Wanted) -> Float:
 
 def scaled_square(matrix: Sparse, variances: Float) -> Float:
     """Σ_j g_kj² c_j of each row."""
-    squared: Float = (
-        sparse.csr_array((matrix.data**2, matrix.indices, matrix.indptr), matrix.shape) @ variances
-    )
-    return squared
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    squared = np.bincount(row, matrix.data**2 * variances[matrix.indices], matrix.shape[0])
+    return np.asarray(squared, float)
 
 
 def _base_weights(design: Design, lo: Float, hi: Float, weight: Weight) -> tuple[Int, Float, Sparse]:

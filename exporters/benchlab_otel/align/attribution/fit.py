@@ -10,7 +10,8 @@ come exactly from the band of the inverse.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -107,13 +108,15 @@ def _middle(design: Design, most: int) -> Design:
 
 @dataclass(slots=True)
 class Solved:
-    """The factor of S of the differences, U = S⁻¹Z, W and its covariance, α = S⁻¹(z − ZW)."""
+    """The factor of S of the differences, U = S⁻¹Z, W and its covariance, α = S⁻¹(z − ZW). `reach` is C Mᵀ:
+    the covariance of pieces, steps and errors with the differences, where S was made of it."""
 
     factor: Cholesky
     u: Float
     watts: Float
     covariance: Float
     alpha: Float
+    reach: Sequence[Sparse] = ()
 
 
 def prior(design: Design, variances: Variances, watts: Float) -> tuple[Float, Float, Float]:
@@ -130,15 +133,11 @@ def prior(design: Design, variances: Variances, watts: Float) -> tuple[Float, Fl
 def solve(design: Design, priors: tuple[Float, Float, Float], known: Fit | None = None) -> Solved:
     """Watts by generalised least squares given the prior variances; with `known` its watts are taken
     and their covariance believed (a short stretch of a longer run)."""
-    matrices = (design.parts, design.steps, design.errors)
-    width = design.bandwidth
-    band = sum((banded.square(m, c, width) for m, c in zip(matrices, priors, strict=True)), np.zeros(1))
-    if known is None:
-        return _gls(band, design)
-    factor = Cholesky.of(band)
-    both = factor.solve(np.column_stack([design.contrast, design.difference]))
-    u, y = both[:, :-1], both[:, -1]
-    return Solved(factor, u, known.watts, known.covariance, y - u @ known.watts)
+    matrices, width = (design.parts, design.steps, design.errors), design.bandwidth
+    reach = [scaled(m, c).T.tocsr() for m, c in zip(matrices, priors, strict=True)]
+    bands = [banded.band_of((m @ r).tocsr(), width) for m, r in zip(matrices, reach, strict=True)]
+    solved = _gls(sum(bands, np.zeros(1)), design, known)
+    return replace(solved, reach=reach)
 
 
 def scaled(matrix: Sparse, columns: Float) -> Sparse:
@@ -148,10 +147,12 @@ def scaled(matrix: Sparse, columns: Float) -> Sparse:
     )
 
 
-def _gls(band: Float, design: Design) -> Solved:
+def _gls(band: Float, design: Design, known: Fit | None = None) -> Solved:
     factor = Cholesky.of(band)
     both = factor.solve(np.column_stack([design.contrast, design.difference]))
     u, y = both[:, :-1], both[:, -1]
+    if known is not None:
+        return Solved(factor, u, known.watts, known.covariance, y - u @ known.watts)
     covariance: Float = np.asarray(np.linalg.inv(design.contrast.T @ u), float)
     watts = covariance @ (u.T @ design.difference)
     return Solved(factor, u, watts, covariance, y - u @ watts)
@@ -165,6 +166,8 @@ def least_squares(design: Design) -> Float:
 
 def _calm(design: Design) -> Bool:
     """(n − 1,) the differences that no shock is in; all where there is none without."""
+    if not (design.step_extra.any() or design.error_extra.any()):
+        return np.ones(len(design.difference), bool)
     shocks = abs(design.steps) @ design.step_extra + abs(design.errors) @ design.error_extra
     calm: Bool = shocks == 0.0
     return calm if calm.any() else np.ones(len(calm), bool)

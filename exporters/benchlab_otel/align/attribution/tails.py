@@ -47,7 +47,7 @@ def with_shocks(posterior: Posterior, strongest: bool = False) -> Design | None:
 
 def _score(posterior: Posterior, kind: int, mean: Float) -> Float:
     """|v̂| over its standard deviation, 0 where the readings tell nothing of v."""
-    reach = posterior.reach[kind]
+    reach = posterior.solved.reach[kind]
     told = banded.quadratic(reach, banded.extent(reach)[0], posterior.inverse)
     return np.divide(np.abs(mean), np.sqrt(np.maximum(told, 0.0)), out=np.zeros(len(mean)), where=told > 0)
 
