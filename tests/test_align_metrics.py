@@ -7,8 +7,17 @@ import pytest
 
 from benchlab_otel import contract
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
+from benchlab_otel.align.attribution.attribute import attribute
 from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live
-from benchlab_otel.align.metrics import FrameMetrics, points, progress_points, take_in, take_in_conditioned
+from benchlab_otel.align.metrics import (
+    FrameMetrics,
+    attribution_points,
+    points,
+    progress_points,
+    take_in,
+    take_in_conditioned,
+)
+from benchlab_otel.align.readings import slice_of
 from benchlab_otel.contract import Metric
 from benchlab_otel.model import HistogramPoint, Point
 from benchlab_otel.otlp.decode import decode_traces
@@ -87,3 +96,20 @@ def test_how_far_conditioning_is_behind() -> None:
     state.done_until["cam0"] = state.seen_until["cam0"] - 1
     told = progress_points(state, 0, state.seen_until["cam0"] + 90_000_000_000)
     assert contract.ALIGN_BEHIND in {p.metric for p in told}
+
+
+def test_what_could_not_be_resolved_is_told_with_its_reason() -> None:
+    random = np.random.default_rng(2)
+    truth = power.simulate(power.Load((power.Stage("spin", 70.0, 1 / 60, 0.0),), duration_s=30.0), random)
+    readings = power.measure(truth, power.Meter(noise=0.5), random)
+    inside = slice_of(readings, 30, len(readings) - 30)  # before and after it the stage is not active
+    told = attribution_points(attribute([truth.frames], inside), 0)
+    (point,) = [p for p in told if p.metric is contract.UNRESOLVED]
+    assert point.value == 1.0
+    assert point.labels["pipeline.stage"] == "spin"
+    assert point.labels["reason"] == "always active while the meter was read"
+    few = attribute([truth.frames], slice_of(inside, 0, 5))
+    (point,) = attribution_points(few, 0)
+    assert point.metric is contract.UNRESOLVED
+    assert point.labels["reason"] == "too little data"
+    assert "pipeline.stage" not in point.labels

@@ -106,6 +106,13 @@ FRAME_ENERGY_UNCERTAINTY = Metric(
     (*_PIPE, *_DOMAIN),
 )
 _STAGE = (*_PIPE, "pipeline.stage", *_DOMAIN)
+UNRESOLVED = Metric(
+    "pipeline.energy.unresolved",
+    "1",
+    "gauge",
+    "1 for what has no figures of its own, and why: a stage, or without its labels all that a domain shows.",
+    (*_STAGE, "reason"),
+)
 STAGE_POWER = Metric(
     "pipeline.stage.power", "W", "gauge", "What a stage draws above base while it is active.", _STAGE
 )

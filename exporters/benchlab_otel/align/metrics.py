@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -154,7 +155,7 @@ def _observe(
 
 
 def attribution_points(found: Attribution, now_ns: int) -> list[Point]:
-    """What a domain's newest fit says of stages, base and meter; nothing where it could not be resolved."""
+    """What a domain's newest fit says of stages, base and meter; where it could not be resolved, why."""
     domain = {"hw.id": found.meter, "domain": found.domain}
     out: list[Point] = []
 
@@ -164,10 +165,14 @@ def attribution_points(found: Attribution, now_ns: int) -> list[Point]:
 
     for stage in found.stages:
         labels = {"pipeline.name": stage.pipeline, "pipeline.stage": "+".join(stage.group)}
+        if stage.reason:
+            add(contract.UNRESOLVED, 1.0, **labels, reason=_kind_of(stage.reason))
         add(contract.STAGE_POWER, stage.watts, **labels)
         add(contract.STAGE_POWER_UNCERTAINTY, stage.watts_uncertainty, **labels)
         add(contract.STAGE_ENERGY, stage.joules, **labels)
         add(contract.STAGE_ENERGY_UNCERTAINTY, stage.joules_uncertainty, **labels)
+    if found.reason:
+        add(contract.UNRESOLVED, 1.0, reason=_kind_of(found.reason))
     add(contract.BASE_POWER, found.base_watts)
     add(contract.BASE_POWER_UNCERTAINTY, found.base_uncertainty)
     if found.identification is not None and found.identification.found:
@@ -181,6 +186,11 @@ def attribution_points(found: Attribution, now_ns: int) -> list[Point]:
         add(contract.ENERGY_RESIDUAL, found.ledger.residual)
         add(contract.ENERGY_RESIDUAL_UNCERTAINTY, found.ledger.residual_uncertainty)
     return out
+
+
+def _kind_of(reason: str) -> str:
+    """What a reason says before its names and numbers, which would make a new series each time."""
+    return re.split(r"[:;]", reason, maxsplit=1)[0]
 
 
 def progress_points(state: FrameMetrics, wall_offset_ns: int, now_ns: int) -> list[Point]:
