@@ -22,6 +22,7 @@ import numpy as np
 
 from benchlab_otel.align.attribution.attribute import attribute
 from benchlab_otel.align.attribution.stream import State, advance, frame_rows, reading_rows
+from benchlab_otel.cli.memory import keep_freed_memory
 from benchlab_otel.model import Frames, Readings
 from benchlab_otel.simulate.power import Load, Meter, Stage, measure, seconds, simulate
 
@@ -43,6 +44,7 @@ def made(duration: float, rate: float, fps: float = 60.0) -> tuple[Frames, Readi
 
 def offline(duration: float, rate: float) -> dict[str, float]:
     """Seconds and MiB of one run, and microseconds of a trapezoid a window."""
+    keep_freed_memory()  # as `report`, `convert` and `align` do
     frames, readings = made(duration, rate)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()

@@ -116,7 +116,11 @@ def misfit(posterior: Posterior, begin: Float, end: Float, stage: Int, names: li
     moves = np.zeros((2 * stages, len(said)))  # of a stage's begin or end with each mark
     moves[np.arange(2 * stages), mark] = 1.0
     late = np.append(solved.watts, -solved.watts)
-    shifted = np.column_stack([_density(design.rows, t) for t in times]) @ (late[:, None] * moves)
+    densities: list[Float] = []
+    for k, t in enumerate(times):  # most stages begin where another one ends
+        same = next((j for j in range(k) if np.array_equal(times[j], t)), None)
+        densities.append(_density(design.rows, t) if same is None else densities[same])
+    shifted = np.column_stack(densities) @ (late[:, None] * moves)
     level, swung, duty = _swings(posterior)
     rows = np.hstack([shifted, swung])
     taken, information, score = _tested(posterior, np.diff(rows, axis=0))
