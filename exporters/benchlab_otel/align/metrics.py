@@ -190,7 +190,7 @@ def attribution_points(found: Attribution, now_ns: int) -> list[Point]:
 
 def _kind_of(reason: str) -> str:
     """What a reason says before its names and numbers, which would make a new series each time."""
-    return re.split(r"[:;]", reason, maxsplit=1)[0]
+    return re.split(r" *[:;(]", reason, maxsplit=1)[0]
 
 
 def progress_points(state: FrameMetrics, wall_offset_ns: int, now_ns: int) -> list[Point]:
