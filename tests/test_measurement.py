@@ -143,15 +143,23 @@ def reach_of(design):
 
 
 def dense_posterior(design, found):
-    """Mean and covariance of (W, p̃, η, level) in information form; W and level have flat priors."""
+    """Mean and covariance of (W, p̃, η, level) by the mixed model's formulas; W and level have flat priors."""
     rows = design.rows
     pieces, steps, errors = prior(design, found.variances, found.watts)
-    model = np.hstack([design.active, design.overlap.toarray(), reach_of(design), np.ones((len(rows), 1))])
+    fixed = np.hstack([design.active, np.ones((len(rows), 1))])
+    drawn, c = np.hstack([design.overlap.toarray(), reach_of(design)]), np.concatenate([pieces, steps])
     n = rows.noise.toarray()
-    noise = np.linalg.inv(n * errors @ n.T)
-    known = np.concatenate([np.zeros(design.active.shape[1]), 1 / pieces, 1 / steps, [0.0]])
-    covariance = np.linalg.inv(model.T @ noise @ model + np.diag(known))
-    return covariance @ model.T @ noise @ rows.value, covariance
+    v = drawn * c @ drawn.T + n * errors @ n.T
+    level_and_watts = np.linalg.inv(fixed.T @ np.linalg.solve(v, fixed))
+    gain = level_and_watts @ np.linalg.solve(v, fixed).T  # of the fixed ones
+    reach = c[:, None] * drawn.T
+    told = np.linalg.solve(v, np.eye(len(rows)) - fixed @ gain)
+    mean = np.concatenate([gain @ rows.value, reach @ told @ rows.value])
+    between = -gain @ reach.T
+    covariance = np.block([[level_and_watts, between], [between.T, np.diag(c) - reach @ told @ reach.T]])
+    s = design.active.shape[1]
+    order = np.concatenate([np.arange(s), np.arange(s + 1, len(mean)), [s]])
+    return mean[order], covariance[np.ix_(order, order)]
 
 
 @pytest.mark.parametrize("kind", METERS, ids=lambda m: "-".join(map(str, m.values())))
@@ -169,7 +177,7 @@ def test_conditioning_equals_the_dense_formula(kind):
     s, m, j = 3, len(design.pieces), len(design.knots)
     np.testing.assert_allclose(solved.watts, mean[:s], rtol=1e-5)
     off = mean[:s][design.pieces.stage] + mean[s : s + m]
-    np.testing.assert_allclose(posterior.watts, off, rtol=3e-4 if meter.kind == "energy" else 1e-6)
+    np.testing.assert_allclose(posterior.watts, off, rtol=1e-5)
 
     f = truth.frames
     inside = (seconds(f.begin) > design.rows.lo[0]) & (seconds(f.end) < design.rows.hi[-1])
@@ -182,7 +190,7 @@ def test_conditioning_equals_the_dense_formula(kind):
     later = np.clip(hi[:, None] - np.clip(design.knots, lo[:, None], hi[:, None]), 0, None)
     g = np.hstack([own @ np.eye(3)[design.pieces.stage], own.toarray(), later, (hi - lo)[:, None]])
     assert g.shape[1] == s + m + j + 1
-    np.testing.assert_allclose(value, g @ mean, rtol=1e-4 if meter.kind == "energy" else 1e-6)
+    np.testing.assert_allclose(value, g @ mean, rtol=1e-6)
     np.testing.assert_allclose(variance, np.einsum("fi,ij,fj->f", g, covariance, g), rtol=1e-5)
 
 

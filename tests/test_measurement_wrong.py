@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchlab_otel.align.attribution.attribute import attribute
+from benchlab_otel.align.attribution.attribute import Settings, attribute, attribute_and_fit
+from benchlab_otel.align.attribution.conserve import entry, shares_of
+from benchlab_otel.align.attribution.work import work_of
 from benchlab_otel.simulate.power import (
     Background,
     Load,
@@ -21,8 +23,8 @@ from benchlab_otel.simulate.power import (
 from test_measurement_meters import SERIAL, WATTS
 
 
-def held(seed, mark_late_ns=0, unseen=0.0, **meter):
-    """Shares of frames and of stage rows whose 95 % interval holds the truth, and the findings."""
+def run(seed, mark_late_ns=0, unseen=0.0, **meter):
+    """What happened in 120 s, the frames as marked, and what the meter gave."""
     rng = np.random.default_rng(seed)
     stages = tuple(Stage(n, w, x, 0.35, 0.02, unseen) for (n, w), x in zip(WATTS, SERIAL, strict=True))
     truth = simulate(Load(stages, duration_s=120.0), rng)
@@ -32,7 +34,13 @@ def held(seed, mark_late_ns=0, unseen=0.0, **meter):
         stage_end=f.stage_end + np.where(f.stage == 0, mark_late_ns, 0),
         stage_begin=f.stage_begin + np.where(f.stage == 1, mark_late_ns, 0),
     )
-    result = attribute([marked], measure(truth, Meter(**{"noise": 0.1, **meter}), rng))
+    return truth, marked, measure(truth, Meter(**{"noise": 0.1, **meter}), rng)
+
+
+def held(seed, **wrong):
+    """Shares of frames and of stage rows whose 95 % interval holds the truth, and the findings."""
+    truth, marked, readings = run(seed, **wrong)
+    f, result = truth.frames, attribute([marked], readings)
     p, right = result.pipelines[0], frame_truth(truth, 0.0, 120.0).shared
     joules = truth.watts * (seconds(f.stage_end) - seconds(f.stage_begin))
     frame, stage = np.isfinite(p.shared), np.isfinite(p.stage)
@@ -66,6 +74,16 @@ def test_intervals_where_the_model_is_wrong_hold_as_often_as_documented(wrong, f
         assert all(contradicted)
     if "unseen" in wrong:
         assert all(contradicted)
+
+
+def test_the_ledger_is_widened_as_the_frames_are():
+    _, marked, readings = run(0, mark_late_ns=1_000_000, width_s=0.02)
+    result, block = attribute_and_fit([marked], readings, Settings())
+    rows, origin = block.posterior.design.rows, min(marked.begin.min(), readings.time.min())
+    work = work_of([marked], int(origin))
+    shares, core = shares_of(work.begin, work.end, rows), (rows.lo[0], rows.hi[-1])
+    as_if_right = 1.96 * np.sqrt(entry(block.posterior, shares, core, 1.0, None).variance)
+    assert as_if_right < 0.9 * result.ledger.residual_uncertainty < 3 * as_if_right
 
 
 def test_a_background_that_moves_is_no_swing_of_a_stage():

@@ -174,7 +174,7 @@ def add_block(sums: Sums, block: Block, core: Core) -> None:
     moved = moved_by(block.misfit, sums.work, block.posterior, block.owner)
     add_energies(sums, block.posterior, block.owner, core, widened, moved)
     _add_stages(sums, block, core, moved)
-    sums.entries.append(entry(block.posterior, sums.shares, core))
+    sums.entries.append(entry(block.posterior, sums.shares, core, widened, moved))
     sums.checks.append((len(block.posterior.design.rows), block.check))
     (value,), (variance,) = sums_of(block.posterior, np.zeros((len(block.owner), 1)), 1.0)
     more = float(np.sum(block.misfit.base**2)) if block.misfit is not None else 0.0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchlab_otel.align.attribution.condition import Posterior, base_integral, sums_of
+from benchlab_otel.align.attribution.misfit import Moved
 from benchlab_otel.align.attribution.overlap import Weight, integral_of, never
 from benchlab_otel.align.attribution.windows import Windows, tile
 from benchlab_otel.model import Bool, Float
@@ -99,8 +100,11 @@ def is_covered(rows: Windows, begin: Float, end: Float) -> Bool:
     return inside
 
 
-def entry(posterior: Posterior, shares: Shares, core: tuple[float, float]) -> Entry:
-    """The ledger's sums for the rows of one block, whose time is `core`."""
+def entry(
+    posterior: Posterior, shares: Shares, core: tuple[float, float], widened: float, moved: Moved | None
+) -> Entry:
+    """The ledger's sums for the rows of one block, whose time is `core`; what the readings say against the
+    model widens the residual as it does each frame's interval."""
     design = posterior.design
     rows, pieces = design.rows, design.pieces
     begin, end = np.clip(pieces.begin, *core), np.clip(pieces.end, *core)
@@ -108,7 +112,7 @@ def entry(posterior: Posterior, shares: Shares, core: tuple[float, float]) -> En
     own = float(posterior.watts @ (shares.covered(end) - shares.covered(begin)))
     in_flight = float(base_integral(posterior, lo, hi, shares.busy)[0])
     base = float(base_integral(posterior, lo, hi, shares.covered)[0])
-    width = rows.hi - rows.lo
+    width, off = rows.hi - rows.lo, 0.0
     if tile(rows):
         measured = float(rows.value @ width)
         variance = float((rows.noise.T @ width) ** 2 @ posterior.priors[2])
@@ -117,7 +121,9 @@ def entry(posterior: Posterior, shares: Shares, core: tuple[float, float]) -> En
         seen = shares.covered(end) - shares.covered(begin)
         covered_s = float((shares.covered(hi) - shares.covered(lo))[0])
         variance = float(sums_of(posterior, seen[:, None], covered_s)[1][0])
-    return Entry(measured, own + in_flight, base - in_flight, variance)
+        if moved is not None:
+            off = moved.variance_of_total(seen, *core, shares.covered)
+    return Entry(measured, own + in_flight, base - in_flight, widened**2 * variance + off)
 
 
 def ledger(entries: list[Entry], exact: bool) -> Ledger:

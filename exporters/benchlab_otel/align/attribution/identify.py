@@ -460,9 +460,19 @@ def _uncertainty(
     )
     yield
     spread = _pulled(spread, peak, each)
+    if best.kernel.shape == "boxcar" and k == 2:
+        spread[1, 1] += _smeared(readings, best.kernel.width_s) ** 2
     lag = np.array([1.0, -delay][:k])
     width_sd = float(np.sqrt(spread[1, 1])) if k == 2 else float("nan")
     return float(np.sqrt(lag @ spread @ lag)), width_sd
+
+
+def _smeared(readings: Clean, width: float) -> float:
+    """Sd (s) of the width of a boxcar that uncertain times smear into a trapezoid: the boxcar of equal
+    variance that stands for it (`windows`) is wider than the trapezoid at half its height, and the width that
+    fits the readings best lies between the two."""
+    trip = 2 * float(np.median(readings.uncertainty))
+    return 0.5 * (np.hypot(width, trip) - width)
 
 
 def _axes(spread: Float) -> Float:

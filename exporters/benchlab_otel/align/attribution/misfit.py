@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchlab_otel.align.attribution.condition import Posterior, Wanted, base_power
-from benchlab_otel.align.attribution.overlap import overlap, ragged
+from benchlab_otel.align.attribution.overlap import Weight, overlap, ragged
 from benchlab_otel.align.attribution.windows import Windows
 from benchlab_otel.model import Float, Int
 
@@ -81,6 +81,13 @@ class Moved:
             moved = moved + weight[:, None] * (self.base + np.outer(above, self.back))
         added: Float = np.sum(moved**2, axis=1)
         return added
+
+    def variance_of_total(self, seconds: Float, lo: float, hi: float, weight: Weight) -> float:
+        """J²: the same of one energy that reaches over many rows, `seconds` (m,) of the pieces."""
+        middle = np.clip((self.times[1:] + self.times[:-1]) / 2, lo, hi)
+        each = np.diff(weight(np.concatenate([[lo], middle, [hi]])))
+        moved = seconds @ self.pieces + each.sum() * self.base + (each @ self.above) * self.back
+        return float(moved @ moved)
 
 
 def slow_base(posterior: Posterior) -> tuple[Float, Float]:
