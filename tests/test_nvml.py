@@ -125,7 +125,7 @@ def test_values_in_units_of_the_contract(ask):
         ("hw.gpu.clock.limit", "memory"): 3.201e9,
         ("hw.temperature", "gpu", "temperature"): 61,
         ("hw.temperature", "memory", "temperature"): 72,
-        ("hw.temperature.limit", "critical", "gpu", "temperature"): 95,
+        ("hw.temperature.limit", "gpu", "high.critical", "temperature"): 95,
         ("hw.temperature.limit", "gpu", "temperature", "throttled"): 90,
         ("hw.gpu.throttle", "sw_power_cap"): 1,
         ("hw.gpu.throttle", "sw_thermal_slowdown"): 1,
