@@ -402,3 +402,27 @@ def test_two_meters_of_the_same_thing_are_compared() -> None:
     assert "cpu of board less package-0 of rapl: " in text(report)
     alone = make_report(Run(truth.frames, [shifted, replace(package, domain="dram")]))
     assert not alone.comparisons
+
+
+def test_the_packages_of_a_host_are_compared_together_with_its_cpu_rails() -> None:
+    """The rails feed two packages, one with a third of the power, and read 3 W more than both."""
+    random = np.random.default_rng(4)
+    truth = simulate(Load((Stage("work", 40.0, 0.004),), duration_s=60.0), random)
+    rails = measure(truth, Meter(name="board", domain="cpu", noise=0.2), random)
+    rails = replace(rails, value=rails.value + 3.0)
+    whole = measure(truth, Meter(name="rapl", domain="package-0", kind="energy", rate_hz=100.0), random)
+    packages = [
+        replace(whole, value=whole.value * part, domain=f"package-{i}")
+        for i, part in enumerate((2 / 3, 1 / 3))
+    ]
+    report = make_report(Run(truth.frames, [*packages, rails]))
+    (found,) = report.comparisons
+    assert (found.first, found.second) == ("cpu of board", "package-0 + package-1 of rapl")
+    assert abs(found.watts - 3.0) <= found.uncertainty_w < 1.0
+    assert "cpu of board less package-0 + package-1 of rapl: " in text(report)
+    late = slice_of(packages[1], len(packages[1]) // 2, len(packages[1]))
+    (half,) = make_report(Run(truth.frames, [packages[0], late, rails])).comparisons
+    assert abs(half.watts - 3.0) <= half.uncertainty_w
+    assert half.seconds == pytest.approx(found.seconds / 2, rel=0.1)  # while all of them were read
+    for unreadable in ([packages[0], replace(packages[1], domain="package-2")], packages[1:]):
+        assert not make_report(Run(truth.frames, [*unreadable, rails])).comparisons
