@@ -129,8 +129,8 @@ class Energy:
     readings, or `interpolated` from those around it), the frame's `own` stages above base, and
     `shared`: own, and the base split evenly over the frames in flight. `base_w` is what the domain
     draws without any stage, `in_flight_w` energy over time in flight, `idle_w` the mean reading while no
-    frame was in flight. `ledger` (J) tells where the energy went, `check` how well each reading is
-    predicted from all others. `reason` says why nothing is attributed to stages.
+    frame was in flight. `ledger` (J) tells where the energy went, of all pipelines, `check` how well each
+    reading is predicted from all others. `reason` says why nothing is attributed to stages.
     """
 
     meter: str
