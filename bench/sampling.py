@@ -190,7 +190,7 @@ def lateness(tree: Path, seconds: float) -> np.ndarray:
     )
     runner.start()
     time.sleep(seconds)
-    runner.stop()
+    runner.stop(time.monotonic() + seconds)
     requests = (ExportTraceServiceRequest.FromString(body) for body in sink.bodies)
     spans = (span for request in requests for span in request.resource_spans[0].scope_spans[0].spans)
     actual = np.array([span.start_time_unix_nano for span in spans if span.name == "sample"])

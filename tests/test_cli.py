@@ -149,6 +149,18 @@ def test_config_show_says_where_values_come_from(tmp_path: Path) -> None:
     assert all(f"{key} " in narrow for key in found), "keys are whole at 80 columns"
 
 
+def test_config_show_hides_secrets(tmp_path: Path) -> None:
+    environment = {
+        "BENCHLAB_OTEL_SOURCES__BENCHLAB_HTTP__URLS": "http://me:geheim@host:8585,http://host/?token=geheim2",
+        "BENCHLAB_OTEL_SOURCES__BENCHLAB_MQTT__PASSWORD_FILE": "/run/secrets/mqtt",
+    }
+    for arguments in ((), ("--json",)):
+        told = run("config", "show", *arguments, COLUMNS="200", **environment).stdout
+        assert "geheim" not in told
+        assert "http://***@host:8585" in told
+        assert "/run/secrets/mqtt" in told, "where it is read is no secret"
+
+
 def test_a_mistake_in_the_configuration_ends_any_command_with_2(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("[hub]\ngrcp = 'x'\n")

@@ -7,7 +7,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from benchlab_otel import Probe, contract, sources
+from benchlab_otel.align import aligner as align_core
 from benchlab_otel.config import Benchlab, Sources
 from benchlab_otel.model import HistogramPoint, Point
 from benchlab_otel.otlp.client import OtlpClient
+from benchlab_otel.otlp.decode import decode_traces
 from benchlab_otel.otlp.encode import SpanBatch, encode_request
 from benchlab_otel.otlp.encode_metrics import Told, encode_metrics, ended
 from benchlab_otel.simulate.device import Emulator
@@ -49,9 +51,9 @@ def test_backends_get_frames_and_energy_but_no_samples(tmp_path: Path) -> None:
         running(yours),
         stack(tmp_path, "forward", FORWARD_TOKEN=TOKEN, **here) as (collector, _),
     ):
-        measure(OtlpClient(collector.http), frames=30)
+        measured = measure(OtlpClient(collector.http), frames=30)
         for backend in (tempo, yours):
-            wait_for(lambda backend=backend: energies(backend) == 30)
+            wait_for(lambda backend=backend: energies(backend) == measured)
             names = {span.name for _, span, _ in backend.archived().spans}
             assert names == {"frame", "work", "energy"}
         spans = [span.span_id for _, span, _ in collector.archived().spans]
@@ -62,15 +64,36 @@ def test_backends_get_frames_and_energy_but_no_samples(tmp_path: Path) -> None:
         wait_for(lambda: total(yours.metrics(), "pipeline_frames_total") == 30)
 
 
-def measure(client: OtlpClient, frames: int) -> None:
-    """Frames of a probe while an emulated meter is read, all sent through the client."""
+@dataclass
+class Tee:
+    """Passes on what it is handed, and keeps the traces."""
+
+    sink: OtlpClient
+    bodies: list[bytes] = field(default_factory=list)
+
+    def traces(self, body: bytes) -> None:
+        self.bodies.append(body)
+        self.sink.traces(body)
+
+    def metrics(self, body: bytes) -> None:
+        self.sink.metrics(body)
+
+
+def measure(client: OtlpClient, frames: int) -> int:
+    """Frames of a probe while an emulated meter is read, all sent through the client.
+
+    How many of them have an energy: those in a gap, when this machine let the meter wait, have none.
+    """
     load = Load(base={"EPS1": 35.0}, stages={})
+    tee = Tee(client)
     with Emulator(Truth(load)) as emulator:
         meter = sources.start(
-            ["benchlab"], Sources(benchlab=Benchlab(ports=(str(emulator.path),))), client, "session-1"
+            ["benchlab"],
+            Sources(benchlab=Benchlab(ports=(str(emulator.path),), timeout_s=5.0)),
+            *(tee, "session-1"),
         )
         wait_for(lambda: all(h.readings > 10 for h in meter.health()))
-        probe = Probe("cam0", sink=client)
+        probe = Probe("cam0", sink=tee)
         for _ in range(frames):
             with probe.frame() as frame, frame.stage("work"):
                 time.sleep(0.01)  # the work: a stage that takes no time has no energy
@@ -80,6 +103,17 @@ def measure(client: OtlpClient, frames: int) -> None:
         meter.stop()
     client.close(30)
     assert not client.lost
+    measured = with_energy(tee.bodies)
+    assert measured, "the meter was read all the time, and not once around a frame"
+    return measured
+
+
+def with_energy(bodies: list[bytes]) -> int:
+    """Frames that have an energy by the aligner, which needs no Collector to tell."""
+    state = align_core.Aligner()
+    blocks = [aligned for body in bodies for aligned in align_core.align(state, decode_traces(body))]
+    energy = [e.energy for aligned in (*blocks, *align_core.close(state)) for e in aligned.energy[:1]]
+    return int(np.isfinite(np.concatenate(energy)).sum()) if energy else 0
 
 
 def energies(collector: Collector) -> int:
@@ -298,11 +332,11 @@ def test_an_agent_and_its_gateway_with_certificates_and_a_token(keys: Path, tmp_
     )
     with running(tempo), running(gateway), running(agent):
         aligner.start(agent)
-        measure(OtlpClient(agent.http), frames=20)
-        wait_for(lambda: energies(tempo) == 20)
+        measured = measure(OtlpClient(agent.http), frames=20)
+        wait_for(lambda: energies(tempo) == measured)
         assert "sample" not in {span.name for _, span, _ in tempo.archived().spans}
         wait_for(lambda: total(gateway.metrics(), "pipeline_frames_total") == 20)
-        assert energies(agent) == 20
+        assert energies(agent) == measured
         aligner.end()
         assert TOKEN not in gateway.log() + agent.log()
 

@@ -348,6 +348,42 @@ def test_fans_go_to_their_failsafe_when_readings_stop_and_resume_after():
         assert emulator.memory.config.fans == before  # not the fail-safe of between
 
 
+def test_fans_are_put_back_where_reading_ends_while_readings_fail():
+    board = Board(temperatures=[30.0])
+    with Emulator(TRUTH, "benchlab2", board=board) as emulator:
+        before = dict(emulator.memory.config.fans)
+        with running(emulator, fans=("1 temperature.TS1 30:20 60:100",), failsafe_duty=88) as found:
+            wait_for(lambda: duty(emulator) == (1, 20))
+            board.temperatures = [900.0]  # an answer that can't be, each time
+            wait_for(lambda: found.health()[0].failures["implausible"] > 1)
+            wait_for(lambda: duty(emulator) == (1, 88))
+        assert emulator.memory.config.fans == before
+
+
+def test_fans_of_a_device_that_is_gone_in_the_end_are_told_with_what_sets_them_back(caplog):
+    board = Board(temperatures=[30.0])
+    rules = {"fans": ("2 temperature.TS1 30:20 60:100",), "fan_profile": 1}
+    with Emulator(TRUTH, "benchlab2", board=board) as emulator:
+        before = pack(
+            *(emulator.layout, "FanConfigStruct", emulator.memory.config.fans[1, 1]),
+            {"FanMode": 0, "FixedDuty": 47},
+        )
+        emulator.memory.config.fans[1, 1] = before
+        with running(emulator, light=True, latency=lambda: 0.05, **rules) as found:
+            wait_for(lambda: lights(emulator, 1)[1:] == (255, 0, 0))
+            wait_for(lambda: emulator.memory.config.fans[1, 1] != before)
+            emulator.unplug()
+            wait_for(lambda: not found.health()[0].ok)
+        (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert "no such port; fan 2 may still be at 20 %, lights 0 may" in told
+        assert "lights 1 may still be red" in told
+        emulator.replug()
+        for command in told.split("to put that back: ")[1].split(" && "):
+            subprocess.run([*PROGRAM, *command.split()[1:]], env=environment(), check=True, timeout=60)
+        assert emulator.memory.config.fans[1, 1] == before
+        assert lights(emulator, 1)[1:] != (255, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("command", "number"),
     [

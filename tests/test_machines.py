@@ -1,9 +1,11 @@
 """What the sources read of real machines' /sys: a golden file for each machine (tests/sysfs)."""
 
+import re
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from opentelemetry.semconv._incubating.attributes.hw_attributes import HwLimitTypeValues
 
 from benchlab_otel import sources
 from benchlab_otel.config import Drm, Hwmon, PowerSupply, Rapl, Sources
@@ -64,3 +66,11 @@ def test_there_are_at_least_five_machines():
 def test_a_virtual_machine_has_nothing(name, tmp_path):
     lines = described(name, tmp_path)
     assert not lines or "absent: " in lines[0]
+
+
+def test_limits_of_temperatures_have_the_words_of_the_semantic_conventions_in_all_sources():
+    directed = {word.value for word in HwLimitTypeValues} - {"critical", "degraded"}  # of high or low?
+    goldens = [path.read_text() for path in (Path(__file__).parent / "golden").iterdir()]
+    of_files = re.compile(r'hw\.temperature\.limit(?:\{|",)[^}]*?hw\.limit_type(?:=|": ")([\w.]+)')
+    words = {word for golden in goldens for word in of_files.findall(golden)}
+    assert {"high.critical", "high.degraded", "throttled"} <= words <= directed

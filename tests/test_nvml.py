@@ -23,7 +23,7 @@ from test_cli_sources import PROGRAM
 FOLDER = Path(__file__).parent / "nvml"
 FULL = (FOLDER / "full.txt").read_text()
 ID = "gpu-5a1c9f3e-77d2-4b0e-9d52-0c6f1e2a4b88"
-GONE, UNKNOWN, NO_PERMISSION = "!15", "!999", "!4"
+GONE, UNKNOWN, NO_PERMISSION, HANGS = "!15", "!999", "!4", "~120000"
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_values_in_units_of_the_contract(ask):
         ("hw.gpu.clock.limit", "memory"): 3.201e9,
         ("hw.temperature", "gpu", "temperature"): 61,
         ("hw.temperature", "memory", "temperature"): 72,
-        ("hw.temperature.limit", "critical", "gpu", "temperature"): 95,
+        ("hw.temperature.limit", "gpu", "high.critical", "temperature"): 95,
         ("hw.temperature.limit", "gpu", "temperature", "throttled"): 90,
         ("hw.gpu.throttle", "sw_power_cap"): 1,
         ("hw.gpu.throttle", "sw_thermal_slowdown"): 1,
@@ -326,6 +326,39 @@ def test_slow_values_go_on_and_do_not_hold_up_samples(ask):
     gaps = np.diff(told["times"]) * 1e-9
     assert np.median(gaps) < 0.1
     assert gaps.max() < 1.5
+
+
+def test_gpus_are_listed_without_initializing_nvml_again_while_one_is_read(ask):
+    only_once = f"init 0 {UNKNOWN}\n" + gpu("energy_mj 5000")  # begins anew when nobody has it initialized
+    told = ask(only_once, "list", opened="0")
+    assert told == [["0"], ["0"], ["0"]]
+
+
+@pytest.mark.parametrize(
+    ("script", "what"),
+    [
+        (gpu("energy_mj " + "5000 " * 50 + HANGS), "gpu-aa"),
+        (f"init {HANGS}\n" + gpu("energy_mj 5000"), "the device"),
+    ],
+    ids=["energy", "init"],
+)
+def test_a_driver_that_hangs_does_not_hold_up_the_end_and_is_told(library, tmp_path, script, what):
+    path = tmp_path / "hangs.txt"
+    path.write_text(script)
+    own = environment(library, NVML_STUB=str(path))
+    command = [*PROGRAM, "export", "nvml", "--metrics", "127.0.0.1:0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own
+    ) as process:
+        try:
+            assert process.stdout.readline()  # it can be ended from now on
+            wait_for(path.with_name("hangs.txt.waits").exists)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert f"nvml: {what} does not answer any more: its thread is left behind" in told
 
 
 def test_a_call_that_hangs_freezes_no_values_and_does_not_keep_the_command_from_ending(library, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
 from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live
 from benchlab_otel.align.energy_spans import encode_energy
+from benchlab_otel.archive import reader
 from benchlab_otel.archive.records import Fault, compressor, frame
 from benchlab_otel.archive.retention import remove_raw
 from benchlab_otel.archive.session import ENERGY, Session, create, open_session
@@ -211,6 +212,32 @@ def test_of_energies_recorded_twice_the_later_ones_count(tmp_path: Path) -> None
         assert np.allclose(later, expected[count:] - 1.0, equal_nan=True)
         again = np.isfinite(expected[:count])
         assert np.isnan(found[*KEYS[0], "conditioned"][:count][again]).all()
+
+
+def test_a_domain_with_a_dot_of_another_program_is_no_stage(tmp_path: Path, monkeypatch) -> None:
+    """It comes in the middle of the file, which is read in several blocks."""
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 10_000)
+    blocks = live(tmp_path, "s", seconds=20)
+    path = tmp_path / "sessions" / "s" / ENERGY
+    middle = len(blocks) // 2
+    with path.open("wb") as file:
+        for number, block in enumerate(blocks):
+            if number >= middle:
+                block.domains = ["gpu.hbm" if name == "package-0" else name for name in block.domains]
+            file.write(frame(encode_energy(block, {"service.name": "test"}), compressor()))
+        file.write(b"garbage")
+    session = replace(open_session("s", tmp_path), recorded=True)
+    faults: list[Fault] = []
+    (one,) = load_recorded_runs(session, faults)
+    assert len(faults) == 1
+    found = energies(one.energy)
+    expected = interpolated_live(blocks, KEYS[2])
+    first = sum(len(block.frames) for block in blocks[:middle])
+    dotted, before = (found["rapl", name, "interpolated"] for name in ("gpu.hbm", "package-0"))
+    assert np.isnan(dotted[:first]).all()
+    assert np.isfinite(dotted).sum() > 100
+    assert np.array_equal(dotted[first:], expected[first:], equal_nan=True)
+    assert np.array_equal(before[:first], expected[:first], equal_nan=True)
 
 
 def test_energies_too_far_from_their_frames_are_told(

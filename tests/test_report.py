@@ -18,13 +18,22 @@ from benchlab_otel.export.recording import attributed, of_run
 from benchlab_otel.export.report import Energy, KnownTruth, Report, make_report, to_json
 from benchlab_otel.export.report_text import number, plus_minus, render
 from benchlab_otel.model import Run
-from benchlab_otel.simulate.power import Background, Load, Meter, Stage, frame_truth, measure, simulate
+from benchlab_otel.simulate.power import (
+    Background,
+    Load,
+    Meter,
+    Stage,
+    frame_truth,
+    measure,
+    merged,
+    simulate,
+)
 from frames_of import MS, START, make_energy, make_readings, make_run
 
 
-def text(report: Report) -> str:
+def text(*reports: Report) -> str:
     out = io.StringIO()
-    Console(file=out, width=80, highlight=False).print(render(report))
+    Console(file=out, width=80, highlight=False).print(render(reports))
     return out.getvalue()
 
 
@@ -402,3 +411,53 @@ def test_two_meters_of_the_same_thing_are_compared() -> None:
     assert "cpu of board less package-0 of rapl: " in text(report)
     alone = make_report(Run(truth.frames, [shifted, replace(package, domain="dram")]))
     assert not alone.comparisons
+
+
+def test_the_packages_of_a_host_are_compared_together_with_its_cpu_rails() -> None:
+    """The rails feed two packages, one with a third of the power, and read 3 W more than both."""
+    random = np.random.default_rng(4)
+    truth = simulate(Load((Stage("work", 40.0, 0.004),), duration_s=60.0), random)
+    rails = measure(truth, Meter(name="board", domain="cpu", noise=0.2), random)
+    rails = replace(rails, value=rails.value + 3.0)
+    whole = measure(truth, Meter(name="rapl", domain="package-0", kind="energy", rate_hz=100.0), random)
+    packages = [
+        replace(whole, value=whole.value * part, domain=f"package-{i}")
+        for i, part in enumerate((2 / 3, 1 / 3))
+    ]
+    report = make_report(Run(truth.frames, [*packages, rails]))
+    (found,) = report.comparisons
+    assert (found.first, found.second) == ("cpu of board", "package-0 + package-1 of rapl")
+    assert abs(found.watts - 3.0) <= found.uncertainty_w < 1.0
+    assert "cpu of board less package-0 + package-1 of rapl: " in text(report)
+    late = slice_of(packages[1], len(packages[1]) // 2, len(packages[1]))
+    (half,) = make_report(Run(truth.frames, [packages[0], late, rails])).comparisons
+    assert abs(half.watts - 3.0) <= half.uncertainty_w
+    assert half.seconds == pytest.approx(found.seconds / 2, rel=0.1)  # while all of them were read
+    for unreadable in ([packages[0], replace(packages[1], domain="package-2")], packages[1:]):
+        assert not make_report(Run(truth.frames, [*unreadable, rails])).comparisons
+
+
+def test_what_is_of_all_pipelines_is_told_once() -> None:
+    """The meter's ledger has the frames of both: under the heading of one they would seem its own."""
+    rng = np.random.default_rng(3)
+    loads = (("cam0", 60.0, 95.0, 60.0), ("cam1", 30.0, 0.0, 25.0))
+    pipelines = [
+        simulate(
+            Load(
+                (Stage("work", watts, 0.004),), fps, duration_s=40.0, name=name, background=Background(base)
+            ),
+            rng,
+        )
+        for name, watts, base, fps in loads
+    ]
+    readings = measure(merged(pipelines), Meter(noise=0.2), rng)
+    runs = [Run(one.frames, [readings, replace(readings, meter="other")]) for one in pipelines]
+    recording = attributed(runs)
+    reports = [make_report(run, of_run(recording, i)) for i, run in enumerate(recording.runs)]
+    shown = text(*reports)
+    cam1, everything = shown[shown.index("cam1:") :].split("All pipelines, meter", 1)
+    for word in ("Ledger, J", "Readings predicted", "The same by two meters"):
+        assert shown.count(word) == everything.count(word) == (1 if "same" in word else 2)
+    assert "= all frames" in everything
+    assert "Ledger" not in cam1
+    assert "= frames" in text(reports[0])

@@ -118,12 +118,16 @@ def test_secrets_of_a_command_line_are_not_in_the_manifest(given: list[str], sho
 def test_secrets_of_settings_are_not_in_the_manifest() -> None:
     values = [("hub.basic_auth", "geheim"), ("hub.grpc", "127.0.0.1:4317"), ("url", "http://me:geheim@host")]
     shown = settings_without_secrets(
-        [*values, ("hub.token", None), ("data_dir", Path("/x")), ("pairs", ("a:b",))]
+        [
+            *(*values, ("hub.token", None), ("data_dir", Path("/x")), ("pairs", ("a:b",))),
+            ("password_file", "/p"),
+        ]
     )
     assert "geheim" not in json.dumps(shown)
     assert shown["hub.grpc"] == "127.0.0.1:4317"
     assert shown["hub.token"] is None
     assert shown["data_dir"] == "/x"
+    assert shown["password_file"] == "/p"
     assert not is_secret("hub.monkey")
 
 

@@ -88,7 +88,8 @@ class Control:
     them): green, yellow from `yellow_ms`, red from `red_ms`, and back `hysteresis` below. `fans`: from
     LOW to HIGH of a quantity (a sample's attribute without `hw.`, such as `power.gpu`) the duty goes from
     one to the other, never below `least_duty`; `failsafe_duty` where the quantity is not known, and from
-    a failed reading to the next good one. After a `kill -9`, or an end before that next one:
+    a failed reading to the next good one. An end puts back what was there also then; where the device does
+    not answer, an error says what was left and what sets it back. After a `kill -9`:
     `benchlab-otel device restore`.
     """
 

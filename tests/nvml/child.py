@@ -45,6 +45,14 @@ def _read(address: str, readings: int, pause_s: float, at_once: bool) -> dict:
     return told
 
 
+def list_(opened: str) -> list[list[str]]:
+    """What is listed before a GPU is opened, while it is, and after."""
+    before = nvml.addresses(Nvml())
+    with closing(nvml.open_reader(Nvml(), opened)):
+        during = nvml.addresses(Nvml())
+    return [before, during, nvml.addresses(Nvml())]
+
+
 def note(told: dict, batch) -> None:
     """What goes on spans, of all readings, and the metrics of the last one."""
     keyed = [(i, f.key) for i, f in enumerate(batch.fields) if f.key]
@@ -83,7 +91,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         os.environ["NVML_STUB"] = request.pop("script")
-        answer = {"read": read, "run": run}[request.pop("do")](**request)
+        answer = {"read": read, "run": run, "list": list_}[request.pop("do")](**request)
         print(json.dumps(answer), flush=True)
 
 

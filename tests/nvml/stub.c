@@ -6,9 +6,9 @@
        name|serial|vbios TEXT
        KEY VALUE...           what a call tells: the n-th call the n-th value, then the last one again
        compute|graphics PID:BYTES...   processes
-   A value is a number, !CODE for an error of NVML, ~MS for 0 after that long, or @START:RATE:PERIOD_MS for
-   START + RATE * seconds, which stands still for PERIOD_MS each. A key that is not there is
-   NVML_ERROR_NOT_SUPPORTED.
+   A value is a number, !CODE for an error of NVML, ~MS for 0 after that long (a file named as the script, with
+   .waits, says that it began), or @START:RATE:PERIOD_MS for START + RATE * seconds, which stands still for
+   PERIOD_MS each. A key that is not there is NVML_ERROR_NOT_SUPPORTED.
 
    Functions and structs: NVML API reference, https://docs.nvidia.com/deploy/nvml-api */
 #define _GNU_SOURCE
@@ -85,6 +85,10 @@ static int evaluate(const char *value, u64 *out) {
     double start, rate, period;
     if (*value == '!') return atoi(value + 1);
     if (*value == '~') {
+        char path[4096];
+        snprintf(path, sizeof path, "%s.waits", getenv("NVML_STUB"));
+        FILE *file = fopen(path, "w");
+        if (file) fclose(file);
         usleep(atoi(value + 1) * 1000);
         *out = 0;
     } else if (sscanf(value, "@%lf:%lf:%lf", &start, &rate, &period) == 3) {

@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ _SECRET = re.compile(
 )
 _IN_TEXT = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=bearer )\S+|(?<=basic )\S+", re.IGNORECASE)
 _NAMED = re.compile(
-    r"""([A-Za-z0-9_][\w.-]*)(["']?(?:=|: *))(?!(?:bearer|basic) )("[^"]*"|'[^']*'|[^\s&;'"]+)""",
+    r"""([A-Za-z0-9_][\w.-]*)(["']?(?:=|: *))(?!(?:bearer|basic) |//)("[^"]*"|'[^']*'|[^\s&;'"]+)""",
     re.IGNORECASE,
 )
 _ASSIGNMENT = re.compile(r"(-{0,2}[A-Za-z0-9_][\w.-]*)=(.+)", re.DOTALL)
@@ -113,9 +113,13 @@ def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
     return shown
 
 
-def settings_without_secrets(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """(key, value) pairs as JSON values, those of secret keys and users in URLs hidden."""
-    return {key: HIDDEN if value and is_secret(key) else _shown(value) for key, value in values}
+def settings_without_secrets(values: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """(key, value) pairs as JSON values, those of secret keys and users in URLs hidden.
+
+    The name of a file that holds a secret is none.
+    """
+    secret = {key for key, value in values if value and is_secret(key) and not key.endswith("_file")}
+    return {key: HIDDEN if key in secret else _shown(value) for key, value in values}
 
 
 def _shown(value: Any) -> Any:

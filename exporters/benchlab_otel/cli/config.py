@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -10,6 +9,7 @@ import typer
 from rich.table import Table
 
 from benchlab_otel import config as configuration
+from benchlab_otel.archive.manifest import settings_without_secrets
 from benchlab_otel.cli import options
 from benchlab_otel.cli.terminal import console
 
@@ -26,7 +26,7 @@ def show(
     config: options.ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON: key → value, origin, variable.")] = False,
 ) -> None:
-    """Print every key, its value in force, and what sets it.
+    """Print every key, its value in force (secrets hidden), and what sets it.
 
     \b
     Example:
@@ -34,9 +34,10 @@ def show(
     """
     options.settings(config)  # so that a mistake is reported the same way as by every command
     values = configuration.resolve(config)
+    plain = settings_without_secrets([(key, v.value) for key, v in values.items()])
     if as_json:
         shown = {
-            key: {"value": _plain(v.value), "origin": v.origin, "variable": configuration.variable(key)}
+            key: {"value": plain[key], "origin": v.origin, "variable": configuration.variable(key)}
             for key, v in values.items()
         }
         print(msgspec.json.format(msgspec.json.encode(shown), indent=2).decode())
@@ -45,14 +46,10 @@ def show(
     for column in ("Key", "Value", "From"):
         table.add_column(column, overflow="fold", no_wrap=column == "Key")
     for key, v in values.items():
-        table.add_row(key, _text(v.value), v.origin)
+        table.add_row(key, _text(plain[key]), v.origin)
     console().print(table)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 def _text(value: Any) -> str:
     """The value as one would write it in the file; nothing where it is not set."""
-    return "not set" if value is None else msgspec.json.encode(_plain(value)).decode()
+    return "not set" if value is None else msgspec.json.encode(value).decode()

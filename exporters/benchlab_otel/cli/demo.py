@@ -75,11 +75,11 @@ def command(
                 _wait(running.metrics_url)
     folder = running.archive.path
     recording = _recording(folder)
-    screen = console()
+    reports = []
     for i, run in enumerate(recording.runs):
         true = {readings.domain: _known(truth, run.frames, readings.domain) for readings in run.readings}
-        screen.print()
-        screen.print(render(make_report(run, of_run(recording, i), truth=true)))
+        reports.append(make_report(run, of_run(recording, i), truth=true))
+    console().print("", render(reports), sep="\n")
     _write_captures(folder / "captures", recording.runs, pages)
     _say_what_next(folder)
 

@@ -39,7 +39,7 @@ class Embedded:
                 self.base,
                 list(command),
                 min_free_bytes=int(settings.session.min_free_mib * (1 << 20)),
-                settings=settings_without_secrets(flat(settings)),
+                settings=settings_without_secrets([*flat(settings)]),
             )
         except OSError as error:
             raise Failure(

@@ -87,9 +87,8 @@ def show(session: str, settings: Settings, pairs: Sequence[str] = (), as_json: b
         screen.print("No frame in it: no root span has the attribute pipeline.name.")
         if found.manifest is None:
             screen.print("Captures and logs of other programs: benchlab-otel import FILE")
-    for report in reports:
-        screen.print()
-        screen.print(render(report))
+    else:
+        screen.print("", render(reports), sep="\n")
 
 
 def show_frame(session: str, settings: Settings, name: str, as_json: bool) -> None:

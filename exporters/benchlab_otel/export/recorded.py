@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +32,6 @@ from benchlab_otel.export.recording import (
     session_spans,
 )
 from benchlab_otel.model import Column, Float, FrameEnergy, Frames, Readings, Run, Spans, Uint
-from benchlab_otel.otlp.decode import all_attributes
 
 AHEAD = 200_000  # energy spans that are read before their frames come: so far apart may repeats stand
 MARGIN_NS = 1_000_000_000  # that a span's time may be off its frame's
@@ -80,13 +80,39 @@ def energies_of(
     stages: bool = True,
 ) -> Energies:
     """The session's energy spans, not yet read. What can't be read will be noted in `faults`."""
-    wanted = all_attributes if stages else _of_frame
 
     def read(found: list[Fault]) -> Iterator[Spans]:
         for path in session.energy:
-            yield from read_spans([path], found, as_arrived=True, wanted=wanted, progress=progress)
+            if stages:
+                yield from read_spans([path], found, as_arrived=True, progress=progress)
+            else:
+                yield from _without_stages(path, found, progress)
 
     return Energies(read_ahead(read, faults), whole, stages)
+
+
+def _without_stages(path: Path, faults: list[Fault], progress: Progress) -> Iterator[Spans]:
+    """A file's spans with what is of whole frames.
+
+    Domains have no dot. In another program's file they may: what is of such a domain looks as if it were of
+    a stage, so from the block that names one on, nothing is left out.
+    """
+    count = 0
+    for spans in read_spans([path], faults, as_arrived=True, wanted=_of_frame, progress=progress):
+        if any(map(_has_dotted_domain, spans.attributes)):
+            break
+        yield spans
+        count += 1
+    else:
+        return
+    again: list[Fault] = []
+    for number, spans in enumerate(read_spans([path], again, as_arrived=True)):
+        if number > count:
+            faults += again  # those before were told
+        again.clear()
+        if number >= count:
+            yield spans
+    faults += again
 
 
 def _of_frame(attribute: str) -> bool:
@@ -96,6 +122,12 @@ def _of_frame(attribute: str) -> bool:
     """
     rest = attribute.removeprefix(_PREFIX)
     return rest != attribute and ("." not in rest.partition("@")[0] or rest.endswith((_METHOD, _METER)))
+
+
+def _has_dotted_domain(attribute: str) -> bool:
+    """Whether it is the method of a domain with a dot in its name."""
+    domain = attribute.removeprefix(_PREFIX).removesuffix(_METHOD).partition("@")[0]
+    return attribute.startswith(_PREFIX) and attribute.endswith(_METHOD) and "." in domain
 
 
 def recorded_session(

@@ -7,6 +7,7 @@ and watts, null where there is no figure. Each `uncertainty` is a 95 % half widt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,8 +129,8 @@ class Energy:
     readings, or `interpolated` from those around it), the frame's `own` stages above base, and
     `shared`: own, and the base split evenly over the frames in flight. `base_w` is what the domain
     draws without any stage, `in_flight_w` energy over time in flight, `idle_w` the mean reading while no
-    frame was in flight. `ledger` (J) tells where the energy went, `check` how well each reading is
-    predicted from all others. `reason` says why nothing is attributed to stages.
+    frame was in flight. `ledger` (J) tells where the energy went, of all pipelines, `check` how well each
+    reading is predicted from all others. `reason` says why nothing is attributed to stages.
     """
 
     meter: str
@@ -221,23 +222,38 @@ def make_report(
 
 
 def _comparisons(readings: Sequence[Readings]) -> Iterator[Comparison]:
-    """Meters with a domain in common; a RAPL package, where it is the only one, is the meter's `cpu`."""
-    packages = [r.domain for r in readings if r.domain.startswith("package")]
-    same_as = {packages[0]: "cpu"} if len(packages) == 1 else {}
+    """Meters with a domain in common; RAPL's packages, all together, are the meter's `cpu`."""
+    packages = _packages(readings)
+    alone = packages[0] if len(packages) == 1 else None
     for i, first in enumerate(readings):
         for second in readings[i + 1 :]:
-            names = {same_as.get(r.domain, r.domain) for r in (first, second)}
+            names = {"cpu" if r is alone else r.domain for r in (first, second)}
             if first.meter != second.meter and len(names) == 1:
-                found = difference(first, second)
-                yield Comparison(
-                    first=f"{first.domain} of {first.meter}",
-                    second=f"{second.domain} of {second.meter}",
-                    watts=found.watts,
-                    uncertainty_w=found.uncertainty,
-                    ratio=found.ratio,
-                    seconds=found.seconds,
-                    reason=found.reason,
-                )
+                yield _comparison(first, [second])
+        if len(packages) > 1 and first.domain == "cpu" and first.meter != packages[0].meter:
+            yield _comparison(first, packages)
+
+
+def _packages(readings: Sequence[Readings]) -> list[Readings]:
+    """All packages of a host; none where several meters have some, or the number of one is left out, as
+    its counter can't be read."""
+    found = [r for r in readings if r.domain.startswith("package")]
+    numbers = {int(match[1]) for r in found if (match := re.match(r"package-(\d+)", r.domain))}
+    complete = numbers == set(range(len(numbers))) and (numbers or len(found) == 1)
+    return found if complete and len({r.meter for r in found}) == 1 else []
+
+
+def _comparison(first: Readings, parts: Sequence[Readings]) -> Comparison:
+    found = difference(first, *parts)
+    return Comparison(
+        first=f"{first.domain} of {first.meter}",
+        second=f"{' + '.join(r.domain for r in parts)} of {parts[0].meter}",
+        watts=found.watts,
+        uncertainty_w=found.uncertainty,
+        ratio=found.ratio,
+        seconds=found.seconds,
+        reason=found.reason,
+    )
 
 
 def to_json(reports: Sequence[Report], session: str, faults: Sequence[str] = ()) -> str:

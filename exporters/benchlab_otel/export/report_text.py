@@ -20,8 +20,17 @@ Cell = Callable[[Energy], str]
 Pair = Callable[[Energy], tuple[str, str]]  # a figure and what stands beside it
 
 
-def render(report: Report) -> RenderableType:
-    """The whole report: latency, then each meter's domains, then what could not be resolved."""
+def render(reports: Sequence[Report]) -> RenderableType:
+    """A report a pipeline: latency, then each meter's domains, then what could not be resolved.
+
+    What is of all pipelines together stands below the meters of the only one, else once, behind the last.
+    """
+    alone = len(reports) == 1
+    parts = [part for report in reports for part in ("", *_pipeline(report, alone))][1:]
+    return Group(*parts, *([] if alone else _of_all(reports)))
+
+
+def _pipeline(report: Report, alone: bool) -> list[RenderableType]:
     parts: list[RenderableType] = [Text(_headline(report), style="bold")]
     if report.simulated:
         parts.append(Text(f"SIMULATED: {', '.join(report.simulated)}", style="bold yellow"))
@@ -29,14 +38,30 @@ def render(report: Report) -> RenderableType:
     if rows:
         parts += ["", _latency_table(rows)]
     for meter in dict.fromkeys(e.meter for e in report.energy):
-        parts += _meter([e for e in report.energy if e.meter == meter])
-    if report.comparisons:
-        parts += ["", Text("The same by two meters", style="bold")]
-        parts += [_note(_comparison(found)) for found in report.comparisons]
+        mine = [e for e in report.energy if e.meter == meter]
+        parts += [*_meter(mine), *(_whole_meter(mine, "= frames") if alone else [])]
+    if alone:
+        parts += _comparisons(report.comparisons)
     if report.unresolved:
         parts += ["", Text("Not resolved", style="bold")]
         parts += [_note(line) for line in report.unresolved]
-    return Group(*parts)
+    return parts
+
+
+def _of_all(reports: Sequence[Report]) -> Iterator[RenderableType]:
+    """What the meters say of all pipelines together: each report has it."""
+    energies = list({(e.meter, e.domain): e for r in reports for e in r.energy}.values())
+    for meter in dict.fromkeys(e.meter for e in energies):
+        if parts := _whole_meter([e for e in energies if e.meter == meter], "= all frames"):
+            yield from ("", Text(f"All pipelines, meter {meter}", style="bold"), *parts[1:])
+    yield from _comparisons(list({(c.first, c.second): c for r in reports for c in r.comparisons}.values()))
+
+
+def _comparisons(found: Sequence[Comparison]) -> list[RenderableType]:
+    if not found:
+        return []
+    title = Text("The same by two meters", style="bold")
+    return ["", title, *(_note(_comparison(one)) for one in found)]
 
 
 def _headline(report: Report) -> str:
@@ -189,15 +214,21 @@ def _columns(e: Energy, beside: str, rows: Sequence[Pair]) -> list[list[str]]:
 
 
 def _meter(energies: Sequence[Energy]) -> list[RenderableType]:
-    """All domains of one meter."""
+    """All domains of one meter, as far as they are of one pipeline."""
     first = energies[0]
     rate = f", read at {first.rate_hz:.3g} Hz" if first.rate_hz else ""
     parts: list[RenderableType] = ["", Text(f"Meter {first.meter}{rate}", style="bold")]
     if words := next(filter(None, map(window_words, energies)), ""):
         parts.append(Text(words))
-    tables = [*_stage_tables(energies), _frame_table(energies), _truth_table(energies)]
-    tables += [_ledger_table(energies), _check_table(energies)]
-    for table in filter(None, tables):
+    for table in filter(None, (*_stage_tables(energies), _frame_table(energies), _truth_table(energies))):
+        parts += ["", table]
+    return parts
+
+
+def _whole_meter(energies: Sequence[Energy], frames: str) -> list[RenderableType]:
+    """All domains of one meter, as far as they are of all pipelines, whose `frames` are called so."""
+    parts: list[RenderableType] = []
+    for table in filter(None, (_ledger_table(energies, frames), _check_table(energies))):
         parts += ["", table]
     findings: dict[str, list[str]] = {}
     for e in energies:
@@ -312,13 +343,13 @@ def _truth_table(energies: Sequence[Energy]) -> Table | None:
     return _by_row(f"The truth, {unit}", energies, columns)
 
 
-def _ledger_table(energies: Sequence[Energy]) -> Table | None:
+def _ledger_table(energies: Sequence[Energy], frames: str) -> Table | None:
     """Where the meter's energy went. One that does not cover all time is itself only an estimate."""
     exact = all(e.ledger.exact for e in energies if e.ledger)
     whole, rest = ("measured", "+ noise") if exact else ("readings' integral", "+ its error")
     columns: list[tuple[str, Cell]] = [
         (whole, _joules(lambda ledger: ledger.measured)),
-        ("= frames", _joules(lambda ledger: ledger.shares)),
+        (frames, _joules(lambda ledger: ledger.shares)),
         ("+ idle", _joules(lambda ledger: ledger.idle)),
         (rest, lambda e: plus_minus(e.ledger.residual, e.ledger.residual_uncertainty) if e.ledger else ""),
     ]

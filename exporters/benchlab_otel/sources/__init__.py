@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import random
 import socket
@@ -27,9 +28,12 @@ from benchlab_otel.sources.runner import Health, Runner
 from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE, anchor
 
+log = logging.getLogger(__name__)
+
 NAMES = ("benchlab", "benchlab_http", "benchlab_mqtt", "rapl", "nvml", "drm", "hwmon", "power_supply", "host")
 
 LOOK_S = 3.0
+STOP_S = 8.0  # all devices together: who asks for an end often waits 10 s before it kills
 APART_S = 0.001  # between readings of one instant, so that they do not wait for each other
 Latency = Callable[[], float | None]
 _Place = tuple[str, str]  # source, address
@@ -70,13 +74,19 @@ class Running:
         return [runner.health for runner in self._runners.copy().values()]
 
     def stop(self) -> None:
-        """Ends reading; all that was read has been handed to the sink when this returns."""
+        """Ends reading; all that was read has been handed to the sink when this returns.
+
+        Threads that a driver holds up are left behind after STOP_S, and an error says which.
+        """
         self._stop.set()
-        self._thread.join()
-        for runner in self._runners.values():
+        deadline = time.monotonic() + STOP_S
+        for runner in self._runners.copy().values():
             runner.request_stop()
-        for runner in self._runners.values():
-            runner.stop()
+        self._thread.join(STOP_S)
+        if self._thread.is_alive():
+            log.error("sources: the search for devices does not end: its thread is left behind")
+        for runner in self._runners.copy().values():
+            runner.stop(deadline)
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK_S):
@@ -85,12 +95,14 @@ class Running:
     def _take_stock(self) -> None:
         """Starts runners for what is new, ends those that have nothing to wait for."""
         listed = self._addresses()
+        if self._stop.is_set():
+            return
         for place in listed:
             if not any(_same(place, known) for known in self._runners):
                 self._runners[place] = self._new_runner(place)
                 self._runners[place].start()
         for place in [p for p in self._runners if p not in listed and self._superseded(p)]:
-            self._runners.pop(place).stop()
+            self._runners.pop(place).stop(time.monotonic() + STOP_S)
 
     def _superseded(self, place: _Place) -> bool:
         """Whether no device was ever there, or the one that was is read elsewhere by now."""
@@ -118,8 +130,9 @@ def start(
 
     A device that is not there or not readable is no error: its health says so and it is tried
     again. `latency` is that of the latest frames (s), for a device whose control shows it: the source
-    then has `controlled(section, address, latency)`, which gives what opens its reader. Raises
-    ValueError for a name that is no source, and for a control that can't be.
+    then has `controlled(section, address, latency)`, which gives what opens its reader and what to do when
+    reading has ended for good. Raises ValueError for a name that is no source, and for a control that
+    can't be.
     """
     found = {name: (load(name), getattr(settings, name)) for name in names}
     seed, now = random.getrandbits(64), time.monotonic()
@@ -130,16 +143,18 @@ def start(
     def new_runner(place: _Place) -> Runner:
         name, address = place
         source, section = found[name]
+        opener, finish = _opener(source, section, address, latency)
         return Runner(
             name,
             address,
-            _opener(source, section, address, latency),
+            opener,
             Schedule(1.0 / section.rate_hz, next(begins), seed),
             rotas[section.rate_hz],
             sink,
             partial(_resource, name, session_id, resource_extra or {}),
             flush_s,
             metrics_s,
+            finish,
         )
 
     def addresses() -> list[_Place]:
@@ -152,11 +167,14 @@ def start(
     return Running(addresses, new_runner)
 
 
-def _opener(source: Source, section: Any, address: str, latency: Latency) -> Callable[[], Reader]:
+def _opener(
+    source: Source, section: Any, address: str, latency: Latency
+) -> tuple[Callable[[], Reader], Callable[[], None]]:
+    """What opens a reader, and what to do when it is not opened any more."""
     controlled = getattr(source, "controlled", None)
     if controlled is None:
-        return partial(source.open_reader, section, address)
-    return cast(Callable[[], Reader], controlled(section, address, latency))
+        return partial(source.open_reader, section, address), lambda: None
+    return cast(tuple[Callable[[], Reader], Callable[[], None]], controlled(section, address, latency))
 
 
 def _resource(source: str, session_id: str, extra: Mapping[str, Scalar], device: Device | None) -> Resource:

@@ -9,6 +9,7 @@ decoded, a few at a time: from the first one that can't be, none is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
@@ -64,16 +65,28 @@ def open_reader(settings: Benchlab, address: str) -> BenchlabReader:
     return BenchlabReader(settings, address)
 
 
-def controlled(settings: Benchlab, address: str, latency: Latency) -> Callable[[], BenchlabReader]:
-    """Opens a port as `open_reader` does, each time with the same control where any is asked for.
+def controlled(
+    settings: Benchlab, address: str, latency: Latency
+) -> tuple[Callable[[], BenchlabReader], Callable[[], None]]:
+    """What opens a port as `open_reader` does, each time with the same control where any is asked for.
 
-    ValueError for a fan rule that can't be followed.
+    And what puts back, when reading has ended for good, what it could not on closing. ValueError for a fan
+    rule that can't be followed.
     """
     asked = settings.control.light or settings.control.fans
     control = Control(settings.control, latency) if asked else None
     if control is None or not address:
-        return partial(open_reader, settings, address)
-    return partial(BenchlabReader, settings, address, control)
+        return partial(open_reader, settings, address), lambda: None
+    finish = partial(control.finish, address, partial(_opened, settings, address))
+    return partial(BenchlabReader, settings, address, control), finish
+
+
+@contextmanager
+def _opened(settings: Benchlab, address: str, timeout_s: float) -> Iterator[tuple[Settings, bytes]]:
+    """The settings of the device on a port, and its UID; SourceError where none answers."""
+    with closing(Port(address, min(settings.timeout_s, timeout_s))) as port:
+        known = shake_hands(port)
+        yield Settings(port, known.layout), known.uid
 
 
 class BenchlabReader:

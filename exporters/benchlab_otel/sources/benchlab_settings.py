@@ -165,7 +165,8 @@ def unpack(layout: wire.Layout, name: str, raw: bytes) -> Values:
 
 def pack(layout: wire.Layout, name: str, raw: bytes, changes: Mapping[str, int | list[int]]) -> bytes:
     """A struct with some fields changed; ValueError for a value that its field can't hold or mean."""
-    row = np.frombuffer(raw, layout.structs[name]).copy()
+    buffer = bytearray(raw)  # a copy of the array would leave out the bytes between its fields
+    row = np.frombuffer(buffer, layout.structs[name])
     for field, value in changes.items():
         kind = row.dtype[field].base
         limits = np.iinfo(kind)
@@ -173,4 +174,4 @@ def pack(layout: wire.Layout, name: str, raw: bytes, changes: Mapping[str, int |
         if np.any((np.array(value) < limits.min) | (np.array(value) > most)):
             raise ValueError(f"{field}: expected {limits.min} to {most}, not {value}")
         row[field] = value
-    return row.tobytes()
+    return bytes(buffer)

@@ -21,7 +21,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +39,7 @@ from benchlab_otel.sources.nvml_calls import (
     field_values,
     optional,
 )
+from benchlab_otel.sources.nvml_library import Library
 from benchlab_otel.sources.nvml_state import Gpu, State, hw_id, mig_instances
 from benchlab_otel.sources.reading import Batch, Device, Field, Reason, Reply, SourceError, times
 from benchlab_otel.timebase import anchor
@@ -53,6 +53,7 @@ METRICS = (
     *(contract.GPU_PCIE_GENERATION, contract.GPU_PCIE_WIDTH),
 )
 WHERE_NOTHING_IS = INSTALL
+_LIBRARY = Library()
 MAX_WATTS = 5000.0  # more than any card
 STILL_S = 1.0  # a step of the counter may have gathered for that much longer than between two reads
 AVERAGED_NS = 1_000_000_000  # what nvmlDeviceGetPowerUsage averages over from Ampere on
@@ -66,30 +67,23 @@ def addresses(settings: Nvml) -> list[str]:
     """NVML's index of each GPU, as nvidia-smi shows it; "", the first to come, where there are none, and
     nothing at all where there is no driver of NVIDIA.
     """
-    try:
-        pynvml.nvmlInit()
-        try:
-            return [str(index) for index in range(pynvml.nvmlDeviceGetCount())] or [""]
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        return [] if error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND else [""]
+    return _LIBRARY.gpus()
 
 
 def open_reader(settings: Nvml, address: str) -> NvmlReader:
     """Opens a GPU; SourceError names the fix where there is no driver or the GPU is gone."""
     what = f"GPU {address}" if address else "GPU"
     try:
-        pynvml.nvmlInit()  # counted by the library: each reader has its own
+        _LIBRARY.enter()
     except pynvml.NVMLError as error:
         raise failure(error, what) from None
     try:
         return NvmlReader(_handle(address), what)
     except pynvml.NVMLError as error:
-        pynvml.nvmlShutdown()
+        _LIBRARY.leave()
         raise failure(error, what) from None
     except SourceError:
-        pynvml.nvmlShutdown()
+        _LIBRARY.leave()
         raise
 
 
@@ -174,8 +168,7 @@ class NvmlReader:
     def close(self) -> None:
         """Lets go of the GPU, unless a call that hangs still has it."""
         if self._state.close():
-            with suppress(pynvml.NVMLError):
-                pynvml.nvmlShutdown()
+            _LIBRARY.leave()
 
     def _judge(self, start: Int, values: Float) -> tuple[int, SourceError | None]:
         """How many readings can be, and what is wrong with the one after them."""

@@ -39,7 +39,7 @@ _CLOCKS = {
     "video": pynvml.NVML_CLOCK_VIDEO,
 }
 _TEMPERATURE_LIMITS = {  # sensor and limit type (of the semantic conventions where they have one)
-    ("gpu", "critical"): pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN,
+    ("gpu", "high.critical"): pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN,
     ("gpu", "throttled"): pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN,
     ("gpu", "max"): pynvml.NVML_TEMPERATURE_THRESHOLD_GPU_MAX,
     ("memory", "max"): pynvml.NVML_TEMPERATURE_THRESHOLD_MEM_MAX,

@@ -56,7 +56,10 @@ class Health:
 
 
 class Runner:
-    """Reads one device until `stop`. `resource_of` gives the resource of what a device sends."""
+    """Reads one device until `stop`, then calls `finish`.
+
+    `resource_of` gives the resource of what a device sends.
+    """
 
     def __init__(
         self,
@@ -69,9 +72,10 @@ class Runner:
         resource_of: Callable[[Device | None], Resource],
         flush_s: float,
         metrics_s: float,
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
         self.health = Health(source, address)
-        self._open_reader = open_reader
+        self._open_reader, self._finish = open_reader, finish
         self._schedule, self._rota = schedule, rota
         self._turn: Turn | None = None  # in the rota
         self._sink = sink
@@ -98,10 +102,23 @@ class Runner:
         if self._turn:
             self._turn.ended.set()
 
-    def stop(self) -> None:
-        """Ends reading and hands over what is left, with the session's root span."""
+    def stop(self, deadline: float) -> None:
+        """Ends reading and hands over what is left, with the session's root span.
+
+        A thread that has not ended by then (CLOCK_MONOTONIC, s), as a call into its driver hangs, is left
+        behind: it may hand over nothing any more.
+        """
         self.request_stop()
-        self._thread.join()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            sink, self._sink = self._sink, _Nowhere()
+            health = self.health
+            what = health.device.hw_id if health.device else health.address or "the device"
+            log.error(
+                "%s: %s does not answer any more: its thread is left behind, without its last readings",
+                *(health.source, what),
+            )
+            sink.traces(encode_request(self._resource, [self._session_span()]))
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -111,6 +128,8 @@ class Runner:
         except BaseException as error:  # a defect: told, then raised on to threading.excepthook
             self._failed(SourceError("defect", f"reading ended: {type(error).__name__}: {error}"))
             raise
+        finally:
+            self._finish()
 
     def _read_until_stopped(self) -> None:
         pause, longest = 0.0, _LONGEST_PAUSE_S
@@ -294,6 +313,16 @@ class Runner:
             by_reason = labels | {"reason": reason}
             points.append(Point(contract.COLLECT_FAILURES, by_reason, count, now, self._started_ns))
         return points
+
+
+class _Nowhere:
+    """The sink of a runner that was left behind."""
+
+    def traces(self, body: bytes) -> None:
+        """Forgets it."""
+
+    def metrics(self, body: bytes) -> None:
+        """Forgets it."""
 
 
 def _points(batch: Batch, since_ns: int) -> list[Point]:

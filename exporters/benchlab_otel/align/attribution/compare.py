@@ -1,4 +1,4 @@
-"""Two meters on the same thing: by how much they differ, and how sure that is."""
+"""Two meters on the same thing, or one and those of its parts: how much they differ, and how sure that is."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _GAP = 3.0  # periods without a reading of power that make a gap
 
 @dataclass(slots=True)
 class Difference:
-    """First meter less second, `watts` ± `uncertainty` (95 % half width) on average over the `seconds`
-    that both saw, `ratio` of their energies; NaN with a `reason` where they share too little time."""
+    """First meter less the others, `watts` ± `uncertainty` (95 % half width) on average over the `seconds`
+    that all saw, `ratio` of their energies; NaN with a `reason` where they share too little time."""
 
     watts: float
     uncertainty: float
@@ -28,16 +28,16 @@ class Difference:
     reason: str = ""
 
 
-def difference(first: Readings, second: Readings) -> Difference:
-    """How two meters of the same load differ, by batch means.
+def difference(first: Readings, *parts: Readings) -> Difference:
+    """How a meter and another one, or the sum of those of the load's parts, differ, by batch means.
 
-    The common time is cut into equal batches, each far longer than either meter's period, so that
+    The common time is cut into equal batches, each far longer than any meter's period, so that
     their differences are nearly independent whatever noise and load do within a batch (Law & Kelton,
     Simulation Modeling and Analysis, 1991, sec. 9.5.3); the interval is Student's. Batches in which one
     of them was blind are left out.
     """
-    origin = min((int(r.time.min()) for r in (first, second) if len(r)), default=0)
-    curves = [_curve(r, origin) for r in (first, second)]
+    origin = min((int(r.time.min()) for r in (first, *parts) if len(r)), default=0)
+    curves = [_curve(r, origin) for r in (first, *parts)]
     begin = max(c.time[0] if len(c.time) else np.inf for c in curves)
     end = min(c.time[-1] if len(c.time) else -np.inf for c in curves)
     period = max(float(np.median(np.diff(c.time))) if len(c.time) > 1 else np.inf for c in curves)
@@ -49,7 +49,8 @@ def difference(first: Readings, second: Readings) -> Difference:
     length = np.diff(edges)[seen]
     if len(length) < _LEAST:
         return _too_little(float(length.sum()))
-    a, b = (np.diff(np.interp(edges, c.time, c.energy))[seen] for c in curves)
+    a, *rest = (np.diff(np.interp(edges, c.time, c.energy))[seen] for c in curves)
+    b = np.sum(rest, axis=0)
     off = (a - b) / length
     half = float(stdtrit(len(off) - 1, 0.975) * off.std(ddof=1) / np.sqrt(len(off)))
     ratio = float(a.sum() / b.sum()) if b.sum() else float("nan")
