@@ -197,7 +197,8 @@ def figures(case: Case, seed: int) -> list[float]:
 def accuracy(seeds: int, only: str) -> None:
     print(
         f"{'load':38} {'meter':>8} {'error %':>15} {'linear':>8} {'goal':>6} {'bias %':>13}"
-        f" {'frames hold':>13} {'z':>5} {'stages hold':>13} {'z':>5} {'left out':>9} {'no stages':>9} {'contradicted':>13}"
+        f" {'frames hold':>13} {'z':>5} {'stages hold':>13} {'z':>5} {'left out':>9} {'no stages':>9}"
+        f" {'contradicted':>13}"
     )
     for case in CASES:
         if only not in case.name:
