@@ -35,6 +35,9 @@ _SMALLEST = 1e-4  # s, width
 _FREE = 4.0  # times at most that freed variances make the uncertainty wider
 _DELAY: dict[Shape, float] = {"boxcar": 0.5, "lowpass": 1.0}  # mean delay after the lag, in widths
 _AT_ONCE = 16  # likelihoods between two parts of a search
+_NEAREST, _FARTHER, _FARTHEST = 2e-4, 1.6, 0.02  # s, factor, s: how far beside a peak others are looked for
+_FALLEN = 6.0  # log-likelihood below the peak that ends this, twice in a row
+_MOVES = 3  # times that a better peak is moved to
 
 
 @dataclass(slots=True)
@@ -121,7 +124,7 @@ def search(
         shape_found = bool(abs(ahead) > _SURE)
         if ahead > (_SURE if configured.shape == "boxcar" else -_SURE):
             fits = others
-    best = fits[0]
+    best, beside = yield from _highest(readings, activity, fits[0], counter)
     rivals = [
         f.kernel
         for f in fits[1:]
@@ -136,7 +139,7 @@ def search(
             rivals=rivals,
         )
     try:
-        lag_sd, width_sd = yield from _uncertainty(readings, activity, best, counter)
+        lag_sd, width_sd = yield from _uncertainty(readings, activity, best, beside, counter)
     except np.linalg.LinAlgError as e:
         return Identification(configured, False, f"how sure lag and width are can't be computed: {e}")
     period = float(np.median(np.diff(readings.time)))
@@ -411,8 +414,40 @@ def _peak(readings: Clean, activity: Activity, begin: Kernel, variances: Varianc
     return _kernel(begin, found.x, counter)
 
 
-def _uncertainty(
+def _highest(
     readings: Clean, activity: Activity, best: _Refined, counter: bool
+) -> Generator[None, None, tuple[_Refined, list[_Refined]]]:
+    """The highest of the peaks around `best`, and the kernels beside it in order of their lag.
+
+    Where frames are nearly alike the likelihood has many narrow peaks on one wide hill.
+    """
+    beside = yield from _beside(readings, activity, best)
+    for _ in range(_MOVES):
+        top = max(beside, key=lambda f: f.loglik)
+        if top is best:
+            break
+        best = _refine(readings, activity, top, counter)
+        beside = yield from _beside(readings, activity, best)
+    return best, beside
+
+
+def _beside(readings: Clean, activity: Activity, best: _Refined) -> Generator[None, None, list[_Refined]]:
+    """`best` between kernels of smaller and larger lag, until they are much less likely."""
+    out = [best]
+    for side in (-1, 1):
+        off, fallen = _NEAREST, 0
+        while fallen < 2 and off < _FARTHEST:
+            kernel = replace(best.kernel, lag_s=best.kernel.lag_s + side * off)
+            value, variances = _loglik(readings, activity, kernel, best.variances)
+            out.append(_Refined(kernel, value, variances or best.variances))
+            fallen = fallen + 1 if value < best.loglik - _FALLEN else 0
+            off *= _FARTHER
+            yield
+    return sorted(out, key=lambda f: f.kernel.lag_s)
+
+
+def _uncertainty(
+    readings: Clean, activity: Activity, best: _Refined, beside: list[_Refined], counter: bool
 ) -> Generator[None, None, tuple[float, float]]:
     """Standard deviations of lag and width: of the likelihood taken as a density around its peak.
 
@@ -460,11 +495,25 @@ def _uncertainty(
     )
     yield
     spread = _pulled(spread, peak, each)
+    wider = max(1.0, _hill(best, beside) / float(np.sqrt(spread[0, 0])))
+    spread[0] *= wider
+    spread[:, 0] *= wider
     if best.kernel.shape == "boxcar" and k == 2:
         spread[1, 1] += _smeared(readings, best.kernel.width_s) ** 2
     lag = np.array([1.0, -delay][:k])
     width_sd = float(np.sqrt(spread[1, 1])) if k == 2 else float("nan")
     return float(np.sqrt(lag @ spread @ lag)), width_sd
+
+
+def _hill(best: _Refined, beside: list[_Refined]) -> float:
+    """Sd (s) of the lag by the likelihoods beside the best one's: 1 / 1.96 of the distance from it within
+    which 95 % of them lie, as where there are many narrow peaks their distribution is far from normal."""
+    lag, loglik = np.array([(f.kernel.lag_s, f.loglik) for f in beside]).T
+    weight = np.exp(loglik - loglik.max()) * np.gradient(lag)
+    off = np.abs(lag - best.kernel.lag_s)
+    order = np.argsort(off)
+    within = np.cumsum(weight[order]) / weight.sum()
+    return float(off[order][np.searchsorted(within, 0.95)]) / 1.96
 
 
 def _smeared(readings: Clean, width: float) -> float:
