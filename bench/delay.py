@@ -44,7 +44,7 @@ from benchlab_otel.simulate.truth import Load, Truth
 from benchlab_otel.simulate.workload import STAGES, run_numpy, telling
 from benchlab_otel.timebase import anchor
 
-GOAL_S = 1.0
+GOAL_S, SLOW_HZ = 1.0, 5.0
 SETTLED_NS, PATIENCE_S = 2_000_000_000, 60.0
 LAG_S, WIDTH_S = 0.004, 0.05
 LOAD = Load(
@@ -103,7 +103,7 @@ class Watched:
 @contextmanager
 def embedded(ports: list[str], rate_hz: float, folder: Path, seen: Seen) -> Iterator[str]:
     """What `run` runs, but for the page; its OTLP endpoint."""
-    window_ms = WIDTH_S * 1e3 if rate_hz < 5 else None  # not to be found from so few readings
+    window_ms = WIDTH_S * 1e3 if rate_hz < SLOW_HZ else None  # not to be found from so few readings
     lag_ms = LAG_S * 1e3 if window_ms else None
     resource = own_resource("bench", anchor())
     with ExitStack() as closing:
@@ -216,11 +216,13 @@ def since(times: Int, ends: Int) -> Float:
 # -- in words -------------------------------------------------------------------------------------
 
 
-def show(found: Waits) -> None:
-    """The whole, and what each part adds to it."""
+def show(found: Waits, slow: bool) -> None:
+    """The whole, and what each part adds to it; a `slow` meter may cover a frame later than the goal."""
     print(f"{'':26}{'p50':>8} {'p90':>8} {'p99':>8}")
     said = "reached" if np.percentile(found.given, 99) <= GOAL_S else "MISSED"
-    line("joules out, conditioned", found.given, f"goal p99 ≤{GOAL_S:g} s: {said}")
+    goal = "goal: once the meter has covered it" if slow else f"goal p99 ≤{GOAL_S:g} s: {said}"
+    line("joules out, conditioned", found.given, goal)
+    line("  since it was covered", found.given - found.waits["readings past it"])
     *others, _, _ = found.waits.values()
     line("interpolated", np.max(others, axis=0))
     print(f"{'  of it, waiting for':26}{'':26} {'alone p50':>12} {'p99':>6}")
@@ -269,11 +271,12 @@ def measure(seconds: float, rate_hz: float, meters: int, fps: float) -> None:
     if not seen.conditioned:
         print(f"no conditioned figures within {PATIENCE_S:g} s")
         return
-    show(waits_of(seen))
+    show(waits_of(seen), rate_hz < SLOW_HZ)
     print(f"{cpu:.1%} of a core in all, {ours:.1%} aligning ({calls / wall:.1f} blocks/s)")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """One run, or the process beside it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -287,3 +290,7 @@ if __name__ == "__main__":
         work(given.meters, given.fps)
     else:
         measure(given.seconds, given.rate, given.meters, given.fps)
+
+
+if __name__ == "__main__":
+    main()
