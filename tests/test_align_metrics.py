@@ -8,7 +8,7 @@ import pytest
 from benchlab_otel import contract
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
 from benchlab_otel.align.attribution.attribute import attribute
-from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live
+from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live, learn_live
 from benchlab_otel.align.metrics import (
     FrameMetrics,
     attribution_points,
@@ -78,11 +78,12 @@ def test_how_far_conditioning_is_behind() -> None:
     done: list[Aligned] = []
     for body in power.requests([truth.frames], [readings], [meter], 0.2):
         done += condition_live(conditioner, aligner, align(aligner, decode_traces(body)))
+        learn_live(conditioner, aligner)
     done += condition_live(conditioner, aligner, close(aligner)) + close_conditioner(conditioner)
     for aligned in done:
         take_in(state, aligned)
         take_in_conditioned(state, aligned)
-    half = done[-1].conditioned[0].energy_uncertainty
+    half = next(b.conditioned[0] for b in reversed(done) if any(b.conditioned)).energy_uncertainty
     mean = one(state, contract.FRAME_ENERGY_UNCERTAINTY)
     assert isinstance(mean, Point)
     assert mean.value == pytest.approx(np.nanmean(half))

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
-from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live
+from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live, learn_live
 from benchlab_otel.align.energy_spans import encode_energy
 from benchlab_otel.archive import reader
 from benchlab_otel.archive.records import Fault, compressor, frame
@@ -69,6 +69,7 @@ def live(data_dir: Path, name: str, seconds: float = 30, infer_w: float = 220.0)
     for body in requests([truth.frames], readings, list(METERS)):
         writer.traces(body)
         blocks += condition_live(conditioner, state, align(state, decode_traces(body)))
+        learn_live(conditioner, state)
     blocks += condition_live(conditioner, state, close(state))
     blocks += close_conditioner(conditioner)
     for block in blocks:

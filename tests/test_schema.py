@@ -7,7 +7,7 @@ import numpy as np
 
 from benchlab_otel import contract
 from benchlab_otel.align.aligner import Aligner, align
-from benchlab_otel.align.conditioner import Conditioner, condition_live
+from benchlab_otel.align.conditioner import Conditioner, condition_live, learn_live
 from benchlab_otel.align.energy_spans import encode_energy
 from benchlab_otel.otlp.decode import decode_traces
 from benchlab_otel.simulate import power
@@ -36,6 +36,7 @@ def test_energy_spans_have_the_attributes_of_the_page_and_no_others():
     aligned = []
     for body in power.requests([truth.frames], [readings], [meter]):
         aligned += condition_live(conditioner, state, align(state, decode_traces(body)))
+        learn_live(conditioner, state)
     last = next(a for a in reversed(aligned) if a.conditioned)
     spans = decode_traces(encode_energy(last, {}))
     found = {name.replace("system", "<domain>").replace("work", "<stage>") for name in spans.attributes}

@@ -2,7 +2,7 @@
 
 A pure function of the sequence of spans: a live run, which feeds blocks as they arrive, and its
 archive, read later, give the same figures. A frame waits until every meter that is alive has a
-reading past its end, at most `meter_wait_ns` of event time.
+reading past its end, at most `meter_wait_ns` of event time, and `no_meter_wait_ns` where none is alive.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ class Aligner:
     """What the aligner knows between two blocks. Bounded: it grows with rates, not with time."""
 
     lateness_ns: int = 300_000_000
-    meter_wait_ns: int = 2_000_000_000
+    meter_wait_ns: int = 3_000_000_000  # two readings at 1 Hz may lie 2 s apart, and come late
+    no_meter_wait_ns: int = 2_000_000_000
     keep_ns: int = KEEP_NS
     clock: Clock = field(default_factory=Clock)
     assembly: Assembly = field(init=False)
     series: dict[Key, Series] = field(default_factory=dict)
+    completed: list[Frames] = field(default_factory=list)  # by the last block
     waiting: list[Frames] = field(default_factory=list)
     in_flight: dict[tuple[str, str], InFlight] = field(default_factory=dict)
 
@@ -68,7 +70,8 @@ class Aligner:
 
 def align(state: Aligner, spans: Spans) -> list[Aligned]:
     """Takes in a block of spans (its times are shifted in place); returns the frames that are done."""
-    state.waiting += take_in(state, spans)
+    state.completed = take_in(state, spans)
+    state.waiting += state.completed
     out = _ready(state, covered_until(state))
     _forget(state)
     return out
@@ -88,16 +91,17 @@ def take_in(state: Aligner, spans: Spans) -> list[Frames]:
 
 def close(state: Aligner) -> list[Aligned]:
     """Everything that still waits, at the end of the data."""
-    state.waiting += finish(state.assembly)
+    state.completed = finish(state.assembly)
+    state.waiting += state.completed
     return _ready(state, np.iinfo(np.int64).max)
 
 
 def covered_until(state: Aligner) -> int:
     """Frames that ended before this can be aligned: all living meters are past it, or it is long ago."""
-    patience = state.assembly.watermark - state.meter_wait_ns
+    silent = state.assembly.watermark - state.meter_wait_ns
     covered = [int(r.time[-1]) - (r.window_ns or 0) // 2 for r in state.readings.values() if len(r)]
-    alive = [time for time in covered if time > patience]
-    return max(patience, min(alive, default=patience))
+    alive = [time for time in covered if time > silent]
+    return min(alive, default=state.assembly.watermark - state.no_meter_wait_ns)
 
 
 def _ready(state: Aligner, horizon: int) -> list[Aligned]:

@@ -2,10 +2,11 @@
 
 Each domain of each meter is a stream of its own (`stream`). A frame waits until all streams that are
 alive have its figures, at most `wait_ns` of event time once they have a fit, and `first_fit_ns` for the
-first one; frames that have none by then go on with what there is. Nobody waits for a stream that has no
+first one; frames that have none by then go on with what there is. Frames go out in the order of their ends,
+so a block may go out by parts. Nobody waits for a stream that has no
 fit so long after its first reading: its meter's window can't be found, say. The meter's lag and window
 are looked for once a meter, on its `system` domain or the first one it has, and used for its other
-domains.
+domains. Fits are renewed after frames went out (`learn_live`), as they take longer than figures do.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from benchlab_otel.align.aligner import Aligned, Aligner, covered_until
+from benchlab_otel.align.aligner import Aligned, Aligner, part
 from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy, Settings
-from benchlab_otel.align.attribution.stream import State, advance
+from benchlab_otel.align.attribution.stream import State, advance, known_until, learn
+from benchlab_otel.align.attribution.work import join_frames
 from benchlab_otel.align.frames import frame_key
 from benchlab_otel.align.readings import slice_of
 from benchlab_otel.model import Frames, Readings
 
 Domain = tuple[str, str]  # meter, domain
 
-STEP_NS = 300_000_000  # streams advance when this much more has been read
+STEP_NS = 250_000_000  # streams advance when readings of so long more can be used, or all that there are
 STAGE_FIELDS = ("stage", "stage_uncertainty")
 
 
@@ -32,7 +34,7 @@ Figures = dict[int, tuple[PipelineEnergy, int, int, int]]  # frame's key: (piece
 
 @dataclass(slots=True)
 class Stream:
-    """One domain of one meter: its state, what it has been fed up to, and what it gave out.
+    """One domain of one meter: its state, the readings it has been fed and has used, and what it gave out.
 
     `lead` is the domain of the same meter whose window counts, `begun_ns` when the first reading came.
     """
@@ -41,13 +43,14 @@ class Stream:
     lead: Domain
     begun_ns: int
     fed_ns: int = 0
+    used_ns: int = 0
     pending: list[Frames] = field(default_factory=list)
     figures: Figures = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A block whose figures are not complete, with the keys of its frames."""
+    """A block, or what is left of it, whose figures are not complete, with the keys of its frames."""
 
     block: Aligned
     keys: list[int]
@@ -57,11 +60,14 @@ class Waiting:
 class Conditioner:
     """What waits between the aligner and what goes out; bounded as the streams are."""
 
-    wait_ns: int = 2_000_000_000
+    wait_ns: int = 4_000_000_000  # what the aligner waits for a meter, and a second for steps
     first_fit_ns: int = 15_000_000_000
     streams: dict[Domain, Stream] = field(default_factory=dict)
     waiting: list[Waiting] = field(default_factory=list)
-    wanted: set[int] = field(default_factory=set)  # keys of the frames that wait
+    wanted: set[int] = field(default_factory=set)  # keys of the frames that are not out
+    turn: int = 0  # whose it is to learn
+    stepped: bool = False  # whether a stream advanced in the last block
+    put_off: bool = False  # whether learning was, for that
 
     @property
     def summaries(self) -> list[Attribution]:
@@ -70,20 +76,38 @@ class Conditioner:
 
 
 def condition_live(state: Conditioner, aligner: Aligner, aligned: list[Aligned]) -> list[Aligned]:
-    """Takes in what the aligner gave out; returns the frames whose figures are complete."""
+    """Takes in what the aligner gave out, and knows by its last block; returns the frames whose figures are
+    complete.
+
+    Streams get frames as soon as these are complete, before any meter has covered them.
+    """
     readings = aligner.readings
     for domain, series in readings.items():
         if domain not in state.streams and len(series):
             state.streams[domain] = _stream(state, domain, series)
-    new = [Waiting(b, frame_key(b.frames.trace, b.frames.span).tolist()) for b in aligned]
-    state.waiting += new
-    state.wanted.update(key for one in new for key in one.keys)
+    state.waiting += [Waiting(b, _keys(b.frames)) for b in aligned]
+    state.wanted.update(key for frames in aligner.completed for key in _keys(frames))
     for stream in state.streams.values():
-        stream.pending += [block.frames for block in aligned]
-    complete = min(aligner.assembly.watermark - aligner.lateness_ns, covered_until(aligner))
+        stream.pending += aligner.completed
+    complete = _complete_until(aligner)
+    state.stepped = False
     for domain, series in readings.items():
-        _feed(state, state.streams[domain], series, complete)
+        state.stepped |= _feed(state, state.streams[domain], series, complete)
     return _give_out(state, aligner.assembly.watermark, readings)
+
+
+def learn_live(state: Conditioner, aligner: Aligner) -> None:
+    """Renews what one of the streams goes by, where that is due; for each block once what it gave is out.
+
+    A block with much work is left alone, but not two in a row.
+    """
+    state.put_off = state.stepped and not state.put_off
+    if state.put_off:
+        return
+    streams = [stream for stream in state.streams.values() if stream.state.fit is not None]
+    if streams:
+        state.turn += 1
+        learn(streams[state.turn % len(streams)].state, _complete_until(aligner))
 
 
 def close_conditioner(state: Conditioner) -> list[Aligned]:
@@ -91,6 +115,16 @@ def close_conditioner(state: Conditioner) -> list[Aligned]:
     out = [_with_figures(state, one) for one in state.waiting]
     state.waiting = []
     return out
+
+
+def _keys(frames: Frames) -> list[int]:
+    keys: list[int] = frame_key(frames.trace, frames.span).tolist()
+    return keys
+
+
+def _complete_until(aligner: Aligner) -> int:
+    """All frames that ended before it are complete."""
+    return aligner.assembly.watermark - aligner.lateness_ns
 
 
 def _stream(state: Conditioner, domain: Domain, series: Readings) -> Stream:
@@ -101,32 +135,42 @@ def _stream(state: Conditioner, domain: Domain, series: Readings) -> Stream:
     return Stream(State(settings=settings), lead, int(series.time[0]))
 
 
-def _feed(state: Conditioner, stream: Stream, series: Readings, complete_ns: int) -> None:
-    """Advances a stream by the readings since the last time, once its meter's window is known.
+def _feed(state: Conditioner, stream: Stream, series: Readings, complete_ns: int) -> bool:
+    """Advances a stream where readings and frames have come far enough, once its meter's window is known;
+    whether it did.
 
     All frames that ended before `complete_ns` have been given.
     """
     newest = int(series.time[-1]) if len(series) else 0
-    if newest - stream.fed_ns < STEP_NS:
-        return
+    usable = min(newest, known_until(stream.state, complete_ns))
+    if usable <= stream.used_ns or (usable < newest and usable - stream.used_ns < STEP_NS):
+        _forget_pending(stream, complete_ns - state.first_fit_ns)  # a meter that is gone tells no more
+        return False
     lead = state.streams[stream.lead]
     if lead is not stream:
         if lead.state.kernel is None:
-            recent = newest - state.first_fit_ns
-            stream.pending = [frames for frames in stream.pending if frames.end[-1] > recent]
-            return
+            _forget_pending(stream, newest - state.first_fit_ns)
+            return False
         stream.state.settings = replace(stream.state.settings, kernel=lead.state.kernel)
     first = int(np.searchsorted(series.time, stream.fed_ns, side="right"))
     new = slice_of(series, first, len(series))
     stream.fed_ns = newest
     pending, stream.pending = stream.pending, []
-    stream.state, ready = advance(stream.state, pending, new, complete_ns)
+    stream.state, ready = advance(stream.state, pending, new, complete_ns, learn=False)
+    stream.used_ns = min(newest, known_until(stream.state, complete_ns))
     for frames, energy in zip(ready.frames, ready.energies, strict=True):
-        keys = frame_key(frames.trace, frames.span).tolist()
+        keys = _keys(frames)
         edges = np.searchsorted(frames.stage_frame, np.arange(len(frames) + 1)).tolist()
         for row, key in enumerate(keys):
             if key in state.wanted:
                 stream.figures[key] = (energy, row, edges[row], edges[row + 1])
+    return True
+
+
+def _forget_pending(stream: Stream, before_ns: int) -> None:
+    """Frames that ended before it are out by now."""
+    if stream.pending and stream.pending[0].end[-1] <= before_ns:
+        stream.pending = [frames for frames in stream.pending if frames.end[-1] > before_ns]
 
 
 def _give_out(state: Conditioner, watermark: int, readings: dict[Domain, Readings]) -> list[Aligned]:
@@ -138,15 +182,78 @@ def _give_out(state: Conditioner, watermark: int, readings: dict[Domain, Reading
     hopeful = [s for s in streams if s.state.fit or watermark < s.begun_ns + state.first_fit_ns]
     fitted = all(stream.state.fit for stream in hopeful)
     too_old = watermark - (state.wait_ns if fitted else state.first_fit_ns)
-    out, waiting = [], []
+    done, waiting = [], []
     for one in state.waiting:
-        complete = all(key in stream.figures for stream in hopeful for key in one.keys)
-        if complete or int(one.block.frames.end[-1]) < too_old:
-            out.append(_with_figures(state, one))
-        else:
-            waiting.append(one)
+        count = int(np.searchsorted(one.block.frames.end, too_old))
+        while count < len(one.keys) and all(one.keys[count] in stream.figures for stream in hopeful):
+            count += 1
+        first, rest = _parted(one, count)
+        if first is not None:
+            done.append(first)
+        if rest is not None:
+            waiting.append(rest)
     state.waiting = waiting
-    return out
+    return [_with_figures(state, one) for one in _joined(done)]
+
+
+def _parted(one: Waiting, count: int) -> tuple[Waiting | None, Waiting | None]:
+    """The first so many frames, and the others; None where there are none."""
+    if count in (0, len(one.keys)):
+        return (one, None) if count else (None, one)
+    return _rows(one, 0, count), _rows(one, count, len(one.keys))
+
+
+def _joined(blocks: list[Waiting]) -> list[Waiting]:
+    """With those as one whose figures can stand in one table, as giving out costs by block."""
+    alike: dict[tuple[object, ...], list[Waiting]] = {}
+    for one in blocks:
+        block = one.block
+        meters = [(e.meter, e.method, _place(r)) for e, r in zip(block.energy, block.readings, strict=True)]
+        key = (block.frames.service, block.frames.pipeline, *block.domains, *meters)
+        alike.setdefault(key, []).append(one)
+    return [_as_one(group) for group in alike.values()]
+
+
+def _place(readings: Readings) -> int:
+    """The same of readings and of what they have grown to, in which their rows are the same."""
+    return id(readings.time if readings.time.base is None else readings.time.base)
+
+
+def _as_one(group: list[Waiting]) -> Waiting:
+    blocks = [one.block for one in group]
+    if len(blocks) == 1:
+        return group[0]
+    energy = [
+        replace(
+            parts[-1],
+            energy=np.concatenate([e.energy for e in parts]),
+            uncertainty=np.concatenate([e.uncertainty for e in parts]),
+            first=np.concatenate([e.first for e in parts]),
+            last=np.concatenate([e.last for e in parts]),
+            simulated=any(e.simulated for e in parts),
+        )
+        for parts in zip(*(block.energy for block in blocks), strict=True)
+    ]
+    frames = join_frames([block.frames for block in blocks])
+    return Waiting(replace(blocks[-1], frames=frames, energy=energy), [k for one in group for k in one.keys])
+
+
+def _rows(one: Waiting, first: int, last: int) -> Waiting:
+    """Frames `first` to `last` (exclusive)."""
+    block = one.block
+    energy = [
+        replace(
+            e,
+            energy=e.energy[first:last],
+            uncertainty=e.uncertainty[first:last],
+            first=e.first[first:last],
+            last=e.last[first:last],
+        )
+        for e in block.energy
+    ]
+    return Waiting(
+        replace(block, frames=part(block.frames, first, last), energy=energy), one.keys[first:last]
+    )
 
 
 def _with_figures(state: Conditioner, one: Waiting) -> Aligned:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from benchlab_otel.align.aligner import Aligned, Aligner, align, close
 from benchlab_otel.align.attribution.attribute import Attribution
 from benchlab_otel.align.columns import is_simulated
-from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live
+from benchlab_otel.align.conditioner import Conditioner, close_conditioner, condition_live, learn_live
 from benchlab_otel.align.energy_spans import encode_energy
 from benchlab_otel.align.metrics import (
     FrameMetrics,
@@ -56,6 +56,7 @@ class LiveAligner:
         """Aligns a block of spans and gives out the energy of the frames that are done."""
         self.simulated |= any(map(is_simulated, spans.resources))
         self._pass_on(align(self._aligner, spans))
+        learn_live(self._conditioner, self._aligner)
 
     def close(self) -> None:
         """Gives out what still waits."""

@@ -28,7 +28,7 @@ from benchlab_otel.timebase import Anchor
 log = logging.getLogger(__name__)
 
 QUEUED_SPANS = 1_000_000  # about 100 MB in arrays
-GATHER_S = 0.1
+GATHER_S = 0.05  # half of what lies between two flushes of probes, which all flush at one moment
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,15 +292,19 @@ class Probe:
             self._begin_recording()
 
     def _run(self) -> None:
-        due = time.monotonic() + self._interval_s
-        while not self._stop.wait(min(self._interval_s, _LOOK_S)) and _others_alive():
+        due = self._next_due()
+        while not self._stop.wait(min(max(0.0, due - time.monotonic()), _LOOK_S)) and _others_alive():
             if time.monotonic() >= due:
-                due = time.monotonic() + self._interval_s
                 self._flush(_SETTLE_NS)
+                due = self._next_due()
         self._closed = True
         self._flush(settle_ns=0, timeout_ns=0)
         if self._own_client is not None:
             self._own_client.close()
+
+    def _next_due(self) -> float:
+        """At a multiple of the interval, when all probes send, so that who takes it in is woken once."""
+        return (time.monotonic() // self._interval_s + 1) * self._interval_s
 
     def _flush(self, settle_ns: int, timeout_ns: int | None = None) -> None:
         with self._flush_lock:

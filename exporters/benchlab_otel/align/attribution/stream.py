@@ -6,7 +6,8 @@
 What is kept is bounded by `Limits`, whatever the run's length. A fit of the last `history_s` is
 renewed every `refit_s`, so that it follows slow change; frames are conditioned on the readings
 around them, with the watts of that fit believed. Every figure is out as soon as the readings reach
-`look_ahead` rows past its frame and the frames in flight with it have come in.
+`look_ahead` rows past its frame and the frames in flight with it have come in. A fit takes longer than
+many frames' figures: `advance(..., learn=False)` leaves it to `learn`, for when the figures are out.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from benchlab_otel.model import Bool, Frames, Int, Readings
 
 _S = 1_000_000_000
 _LEAST_ROWS = 4
+_RECENT = 8  # periods that the present one is the mean of
+_OVERLAPPING = 1.25  # periods that a window is long which counts as longer than one
 _PARTS_AT_FIRST = 3  # of the first search at a time, as frames wait for it
 
 
@@ -50,8 +53,10 @@ class Limits:
     `search_s` s between searches for lag and width, each a part at a time. The first fit is made after
     `warmup_s`.
 
-    `look_ahead` rows past a frame, and `before` rows ahead of it, are what it is conditioned on. Frames
-    wait at most `patience_s`, then go without figures; what ended more than `late_s` before the newest
+    `look_ahead` rows past a frame, and `before` rows ahead of it, are what it is conditioned on; twice as
+    many where windows overlap, as more readings see the frame then, and none of a meter that reads less often
+    than each `look_ahead_s`, as they tell little of the frame and are long in coming.
+    Frames wait at most `patience_s`, then go without figures; what ended more than `late_s` before the newest
     reading when it came in is counted as late and gets none either.
     """
 
@@ -59,7 +64,8 @@ class Limits:
     most_rows: int = 8192
     refit_s: float = 60.0
     search_s: float = 600.0
-    look_ahead: int = 2
+    look_ahead: int = 1
+    look_ahead_s: float = 0.125
     before: int = 12
     warmup_s: float = 5.0
     patience_s: float = 15.0
@@ -85,6 +91,7 @@ class State:
     fitted_ns: int = 0
     searched_ns: int = 0
     started_ns: int = 0
+    longest_ns: int = 0  # of the frames that are remembered, but for the longest ones
     widened: float = 1.0
     misfit: Misfit | None = None
     late_frames: int = 0
@@ -107,13 +114,15 @@ def advance(
     frames: Sequence[Frames],
     readings: Readings | None = None,
     complete_ns: int | None = None,
+    learn: bool = True,
 ) -> tuple[State, Ready]:
     """Takes in new frames (any pipelines, any order) and readings of one domain of one meter, and gives
     out the frames that are now covered. The state given is not to be used again.
 
     `complete_ns`: all frames that ended before it have been given. Readings later than this, less the
     length of a frame, wait, since frames still in flight work during them. None takes the newest
-    frame's end, or one second before the newest reading where that is later.
+    frame's end, or one second before the newest reading where that is later. Without `learn` a new fit
+    is made only where frames can't do without.
     """
     if readings is not None and len(readings):
         _take_readings(state, readings)
@@ -121,11 +130,8 @@ def advance(
         _take_frames(state, f)
     now, horizon = _horizon(state, complete_ns)
     usable = _readings_until(state, horizon)
-    if usable is not None:
-        if state.settings.find_kernel:
-            _look_for_kernel(state, usable)
-        if _fit_is_due(state, usable):
-            _refit(state, usable)
+    if usable is not None and (learn or state.fit is None or _new_stage(state)):
+        _learn(state, usable)
     due = [_due(state, p, usable, now) for p in range(len(state.frames))]
     ready = Ready([], [], state.readings, state.summary)
     if any(d.any() for d in due):
@@ -134,21 +140,40 @@ def advance(
     return state, ready
 
 
+def learn(state: State, complete_ns: int) -> None:
+    """Goes on with looking for the meter's window, or fits anew, where that is due."""
+    _, horizon = _horizon(state, complete_ns)
+    usable = _readings_until(state, horizon)
+    if usable is not None:
+        _learn(state, usable)
+
+
 def _horizon(state: State, complete_ns: int | None) -> tuple[int, int]:
     """The newest time seen (Unix ns), and that up to which all work is known."""
     reading = int(state.readings.time[-1]) if state.readings is not None and len(state.readings) else 0
     frame = max((int(f.end.max()) for f in state.frames if len(f)), default=0)
     complete = max(frame, reading - _S) if complete_ns is None else complete_ns
-    longest = max((float(np.quantile(f.end - f.begin, 0.999)) for f in state.frames if len(f)), default=0.0)
-    return max(reading, frame, complete), complete - round(longest)
+    lengths = (float(np.quantile(f.end - f.begin, 0.999)) for f in state.frames if len(f))
+    state.longest_ns = round(max(lengths, default=0.0))
+    return max(reading, frame, complete), complete - state.longest_ns
+
+
+def known_until(state: State, complete_ns: int) -> int:
+    """The latest time (Unix ns) that a reading may have of whose window all work is known: frames that work
+    then have been given. By the frames of the last `advance`.
+    """
+    return complete_ns - state.longest_ns + _lag_ns(state)
+
+
+def _lag_ns(state: State) -> int:
+    return round(state.kernel.lag_s * _S) if state.kernel is not None else 0
 
 
 def _readings_until(state: State, horizon: int) -> Readings | None:
     """The readings whose windows end before the horizon, None without any."""
     if state.readings is None:
         return None
-    lag = round(state.kernel.lag_s * _S) if state.kernel is not None else 0
-    last = int(np.searchsorted(state.readings.time, horizon + lag, "right"))
+    last = int(np.searchsorted(state.readings.time, horizon + _lag_ns(state), "right"))
     return reading_rows(state.readings, slice(0, last)) if last else None
 
 
@@ -248,6 +273,13 @@ def _seen_s(readings: Readings) -> float:
     return (int(readings.time[-1]) - int(readings.time[0])) / _S
 
 
+def _learn(state: State, readings: Readings) -> None:
+    if state.settings.find_kernel:
+        _look_for_kernel(state, readings)
+    if _fit_is_due(state, readings):
+        _refit(state, readings)
+
+
 def _look_for_kernel(state: State, readings: Readings) -> None:
     """Goes on with looking for the meter's lag and window, or begins to where it is due: after the warm-up,
     and again after as long as until then, as what little data found may change."""
@@ -274,9 +306,13 @@ def _fit_is_due(state: State, readings: Readings) -> bool:
     unknown = state.settings.find_kernel and state.identification is None
     if seen < state.limits.warmup_s or unknown:
         return False
-    new_stage = state.fit is not None and state.names != names_of(state.frames)
     since = int(readings.time[-1]) - state.fitted_ns
-    return since >= min(state.limits.refit_s, 0.3 * seen) * _S or new_stage
+    return since >= min(state.limits.refit_s, 0.3 * seen) * _S or _new_stage(state)
+
+
+def _new_stage(state: State) -> bool:
+    """Whether there is one that the fit does not know."""
+    return state.fit is not None and state.names != names_of(state.frames)
 
 
 def _refit(state: State, readings: Readings) -> None:
@@ -299,8 +335,19 @@ def _due(state: State, p: int, readings: Readings | None, now: int) -> Bool:
     due: Bool = state.waiting[p] & (end < now - state.limits.patience_s * _S)
     if state.fit is None or state.kernel is None or readings is None:
         return due
-    passed = int(readings.time[-1 - min(state.limits.look_ahead, len(readings) - 1)])
-    return due | (state.waiting[p] & (end <= passed - round(state.kernel.lag_s * _S)))
+    ahead = _look_ahead(state.limits, state.kernel, readings.time)
+    passed = int(readings.time[-1 - min(ahead, len(readings) - 1)])
+    return due | (state.waiting[p] & (end <= passed - _lag_ns(state)))
+
+
+def _look_ahead(limits: Limits, kernel: Kernel, time: Int) -> int:
+    """How many readings past a frame are worth waiting for, of a meter that read at these times (n,)."""
+    recent = time[-1 - _RECENT :]
+    period = (int(recent[-1]) - int(recent[0])) / _S / max(len(recent) - 1, 1)
+    if period > limits.look_ahead_s:
+        return 0
+    reach = 3 * kernel.tau or kernel.width_s
+    return limits.look_ahead if reach <= _OVERLAPPING * period else 2 * limits.look_ahead
 
 
 def _condition(state: State, due: list[Bool], readings: Readings | None, ready: Ready) -> None:
