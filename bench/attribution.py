@@ -71,8 +71,8 @@ def trapezoid(frames: Frames, readings: Readings, windows: int = 2000) -> float:
     return (time.perf_counter() - start) / windows
 
 
-def streaming(fps: float, rate: float, duration: float, step_s: float = 0.7) -> float:
-    """Share of one core that the stream takes."""
+def streaming(fps: float, rate: float, duration: float, step_s: float = 0.25) -> float:
+    """Share of one core that the stream takes, advanced as often as `conditioner` does."""
     state, used = State(), 0.0
     for new, samples, until in arriving(*made(duration, rate, fps), step_s):
         start = time.process_time()

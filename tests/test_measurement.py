@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from benchlab_otel.align.attribution import banded, counters, selfcheck
+from benchlab_otel.align.attribution import banded, counters, matrix, selfcheck
 from benchlab_otel.align.attribution.attribute import Settings, attribute
 from benchlab_otel.align.attribution.condition import Wanted, condition, energies
 from benchlab_otel.align.attribution.design import Pieces, build
@@ -121,7 +121,7 @@ def test_band_of_the_inverse_is_exact(n, w, width):
         )
     )
     s = (m.T @ m).toarray() + 0.1 * np.eye(n)
-    band = banded.Cholesky.of(banded.band_of(sparse.csr_array(s), w)).inverse_band(width)
+    band = banded.Cholesky.of(matrix.band_of(sparse.csr_array(s), w)).inverse_band(width)
     inverse = np.linalg.inv(s)
     for d in range(min(width + 1, n)):
         np.testing.assert_allclose(band[d, : n - d], np.diag(inverse, -d), rtol=1e-8, atol=1e-10)

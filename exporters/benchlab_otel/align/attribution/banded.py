@@ -18,17 +18,6 @@ from scipy.linalg.lapack import dtbtrs
 from benchlab_otel.model import Float, Int
 
 
-def band_of(matrix: sparse.csr_array[Any], width: int) -> Float:
-    """The lower band (width + 1, n) of a symmetric sparse matrix; entries outside are left out."""
-    n = matrix.shape[0]
-    row = np.repeat(np.arange(n), np.diff(matrix.indptr))
-    below = row - matrix.indices
-    keep = (below >= 0) & (below <= width)
-    ab = np.zeros((width + 1, n))
-    ab[below[keep], matrix.indices[keep]] = matrix.data[keep]
-    return ab
-
-
 def product(ab: Float, x: Float) -> Float:
     """S x for x (n, k)."""
     n = ab.shape[1]
@@ -50,14 +39,6 @@ def inner(a: Float, b: Float) -> float:
     """tr(A B) of two symmetric banded matrices of the same size, from their bands."""
     width = min(len(a), len(b))
     return float(np.einsum("n,n->", a[0], b[0]) + 2.0 * np.einsum("dn,dn->", a[1:width], b[1:width]))
-
-
-def square(matrix: sparse.csr_array[Any], columns: Float, width: int) -> Float:
-    """The band of M diag(c) Mᵀ."""
-    scaled = sparse.csr_array(
-        (matrix.data * columns[matrix.indices], matrix.indices, matrix.indptr), matrix.shape
-    )
-    return band_of((scaled @ matrix.T).tocsr(), width)
 
 
 _LEAST_BLOCK = 10  # rows; numpy is no quicker with smaller ones
@@ -95,6 +76,15 @@ class Cholesky:
         if info:
             raise np.linalg.LinAlgError(f"singular factor at row {info}")
         return np.asarray(solved[:, 0], float)
+
+    def squares(self, x: Float) -> Float:
+        """xᵀ S⁻¹ x of each column of x (n, k)."""
+        if not x.size:  # LAPACK's wrapper writes past the end of nothing
+            return np.zeros(x.shape[1])
+        solved, info = dtbtrs(self.factor, x, uplo="L")
+        if info:
+            raise np.linalg.LinAlgError(f"singular factor at row {info}")
+        return np.asarray(np.einsum("nk,nk->k", solved, solved), float)
 
     def inverse_band(self, width: int) -> Float:
         """The band (width + 1, n) of S⁻¹, exact, in O(n w²).
@@ -152,29 +142,6 @@ def quadratic(rows: sparse.csr_array[Any], first: Int, band: Float) -> Float:
         for b in range(a + 1, span):
             out += 2.0 * dense[:, a] * dense[:, b] * band[b - a, column]
     return out
-
-
-def extent(rows: sparse.csr_array[Any]) -> tuple[Int, Int]:
-    """The leftmost nonzero column (f,) of each row, and how far from it the last one is; 0 for empty rows."""
-    first, span = np.zeros((2, rows.shape[0]), np.int64)
-    filled = np.flatnonzero(np.diff(rows.indptr))
-    if len(filled):
-        starts = rows.indptr[filled]
-        if rows.has_sorted_indices:
-            lowest, highest = rows.indices[starts], rows.indices[rows.indptr[filled + 1] - 1]
-        else:
-            lowest, highest = (f.reduceat(rows.indices, starts) for f in (np.minimum, np.maximum))
-        first[filled], span[filled] = lowest, highest - lowest
-    return first, span
-
-
-def farthest_rows(matrix: sparse.csr_array[Any]) -> int:
-    """How far apart two rows can be and still have entries in the same column."""
-    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    first, last = np.zeros((2, matrix.shape[1]), np.int64)
-    last[matrix.indices] = row  # of several, the last one stays
-    first[matrix.indices[::-1]] = row[::-1]
-    return int((last - first).max(initial=0))
 
 
 def _dense_rows(rows: sparse.csr_array[Any], first: Int) -> Float:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import sparse
 
 from benchlab_otel.align.attribution import selfcheck
 from benchlab_otel.align.attribution.condition import Posterior, Wanted, condition, energies, sums_of
 from benchlab_otel.align.attribution.conserve import Entry, Shares, entry
 from benchlab_otel.align.attribution.design import Design, Pieces, build, part_of
 from benchlab_otel.align.attribution.fit import Fit, Variances, fit
+from benchlab_otel.align.attribution.matrix import of_entries, of_rows
 from benchlab_otel.align.attribution.misfit import Misfit, Moved, misfit
-from benchlab_otel.align.attribution.overlap import Weight, ragged_rows, seconds_in
+from benchlab_otel.align.attribution.overlap import Weight, seconds_in
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped, resolve
 from benchlab_otel.align.attribution.selfcheck import SelfCheck
 from benchlab_otel.align.attribution.tails import SHOCK_ROUNDS, with_shocks
@@ -126,7 +126,7 @@ def usual_span(work: Work, rows: Windows) -> int:
     """Rows that all but the longest frames reach over."""
     if not len(work.begin):
         return 1
-    length = float(np.quantile(work.end - work.begin, 0.99) + np.median(rows.hi - rows.lo))
+    length = np.sort(work.end - work.begin)[int(0.99 * len(work.begin))] + np.median(rows.hi - rows.lo)
     return int(length / rows.period) + 3
 
 
@@ -161,7 +161,7 @@ def _check(posterior: Posterior) -> SelfCheck:
     assert plain.solved is not None
     return selfcheck.check(
         posterior.solved,
-        posterior.inverse,
+        posterior.solved.factor.inverse_band(1) if design.dense else posterior.inverse,
         (plain.solved, plain.solved.factor.inverse_band(1)),
         design.rows.value,
         selfcheck.whitened_residuals(posterior.solved, design),
@@ -203,12 +203,11 @@ def add_energies(
     position[frames] = np.arange(len(frames))
     inside = np.clip(pieces.end, *core) - np.clip(pieces.begin, *core)
     columns = np.flatnonzero(position[work.frame[owner]] >= 0)
-    own = sparse.csr_array(
-        (inside[columns], (position[work.frame[owner[columns]]], columns)), shape=(len(frames), len(owner))
-    )
+    rows, dense = position[work.frame[owner[columns]]], posterior.design.dense
+    own = of_entries(inside[columns], rows, columns, (len(frames), len(owner)), dense)
     wanted = [Wanted(own), Wanted(own, lo, hi, sums.shares.split)]
     if not sums.shares.alone:
-        wanted.append(Wanted(seconds_in(lo, hi, pieces.begin, pieces.end), lo, hi, Weight()))
+        wanted.append(Wanted(seconds_in(lo, hi, pieces.begin, pieces.end, dense), lo, hi, Weight()))
     for k, want in enumerate(wanted):
         mean, sd = energy_and_sd(want)
         sums.frame[k, frames] += mean
@@ -218,7 +217,7 @@ def add_energies(
 
     first = np.flatnonzero(np.diff(owner, prepend=-1))  # parts of one row are neighbours
     touched = owner[first]
-    each = ragged_rows(inside, np.arange(len(owner)), np.diff(first, append=len(owner)), len(owner))
+    each = of_rows(inside, np.arange(len(owner)), np.diff(first, append=len(owner)), len(owner), dense)
     mean, sd = energy_and_sd(Wanted(each))
     sums.stage[touched] += mean
     sums.stage_sd[touched] += sd

@@ -17,18 +17,20 @@ from scipy.linalg.lapack import dtbtrs
 
 from benchlab_otel.align.attribution import banded
 from benchlab_otel.align.attribution.banded import Cholesky
-from benchlab_otel.align.attribution.design import Design, stage_sums, stage_totals
+from benchlab_otel.align.attribution.design import Design, stage_totals
 from benchlab_otel.align.attribution.fit import Fit, Solved, prior, solve
-from benchlab_otel.align.attribution.overlap import (
+from benchlab_otel.align.attribution.matrix import (
+    Matrix,
     Sparse,
-    Weight,
-    cumulative,
-    join,
+    extent,
+    of_rows,
     product,
-    ragged,
-    ragged_rows,
+    sizes,
+    sums_by_group,
     times_rows,
+    weighted_squares,
 )
+from benchlab_otel.align.attribution.overlap import Weight, cumulative, join, ragged
 from benchlab_otel.align.attribution.windows import tile
 from benchlab_otel.model import Float, Int
 
@@ -42,7 +44,8 @@ _CHUNK = 1 << 16
 @dataclass(slots=True)
 class Posterior:
     """What the readings say: `watts` (m,) of each piece, `steps` (j,) W of the base at the knots,
-    `errors` (e,) of the readings, `level` W of the base before its first step."""
+    `errors` (e,) of the readings, `level` W of the base before its first step. `inverse` is the band of S⁻¹
+    where the design's matrices are sparse."""
 
     design: Design
     solved: Solved
@@ -87,7 +90,7 @@ def condition(design: Design, fit: Fit, span: int = 4) -> Posterior:
         design=design,
         solved=solved,
         priors=priors,
-        inverse=solved.factor.inverse_band(width),
+        inverse=np.zeros((0, 0)) if design.dense else solved.factor.inverse_band(width),
         watts=solved.watts[design.pieces.stage] + off,
         steps=steps,
         errors=errors,
@@ -121,7 +124,7 @@ class Wanted:
     """f energies: `seconds` (f, m) of each piece, plus the base from `lo` to `hi` (f,) s by `weight`
     where these are given."""
 
-    seconds: Sparse
+    seconds: Matrix
     lo: Float | None = None
     hi: Float | None = None
     weight: Weight | None = None
@@ -144,7 +147,7 @@ def energies(posterior: Posterior, wanted: Wanted) -> tuple[Float, Float]:
 
 def _slice(wanted: Wanted, part: slice) -> Wanted:
     return Wanted(
-        wanted.seconds[part].tocsr(),
+        wanted.seconds[part],
         None if wanted.lo is None else wanted.lo[part],
         None if wanted.hi is None else wanted.hi[part],
         wanted.weight,
@@ -154,21 +157,22 @@ def _slice(wanted: Wanted, part: slice) -> Wanted:
 def _variance(posterior: Posterior, wanted: Wanted) -> Float:
     design, solved, reach = posterior.design, posterior.solved, posterior.solved.reach
     weights = [wanted.seconds]
-    gain = stage_sums(wanted.seconds, design.pieces)
+    gain = sums_by_group(wanted.seconds, design.pieces.stage, design.pieces.stages)
     if wanted.lo is not None and wanted.hi is not None and wanted.weight is not None:
         near, total, steps = _base_weights(design, wanted.lo, wanted.hi, wanted.weight)
         seen = times_rows(-total, design.overlap, near)
-        weights = [(wanted.seconds + seen).tocsr(), steps, times_rows(-total, design.rows.noise, near)]
+        weights = [wanted.seconds + seen, steps, times_rows(-total, design.rows.noise, near)]
         gain = gain - total[:, None] * design.active[near]
     before = sum(
-        (scaled_square(g, c) for g, c in zip(weights, posterior.priors, strict=False)), np.zeros(len(gain))
+        (weighted_squares(g, c) for g, c in zip(weights, posterior.priors, strict=False)), np.zeros(len(gain))
     )
     covariance = product(weights[0], reach[0])
     for g, r in zip(weights[1:], reach[1:], strict=False):
-        covariance = (covariance + g @ r).tocsr()
-    told = _told(covariance, posterior)
-    for f in np.flatnonzero(before - told < _LOST * before):
-        told[f] = _told_alone(covariance, int(f), solved.factor)
+        covariance = covariance + g @ r
+    told = told_of(covariance, posterior)
+    if not isinstance(covariance, np.ndarray):
+        for f in np.flatnonzero(before - told < _LOST * before):
+            told[f] = _told_alone(covariance, int(f), solved.factor)
     left = gain - covariance @ solved.u
     variance = before - told + banded.bilinear(left, solved.covariance, left)
     return np.maximum(variance, _ROUNDING * before)
@@ -186,7 +190,7 @@ def _shocked(posterior: Posterior, wanted: Wanted) -> Float:
         return out
     if not (design.step_extra.any() or design.error_extra.any()):
         return out
-    step, wild = np.flatnonzero(design.step_extra), np.flatnonzero(abs(rows.noise) @ design.error_extra)
+    step, wild = np.flatnonzero(design.step_extra), np.flatnonzero(sizes(rows.noise, design.error_extra))
     reach = max(rows.period, float(np.median(rows.hi - rows.lo)))
     begin = np.append(design.knots[step] - reach, rows.lo[wild])
     end = np.append(design.knots[step] + reach, rows.hi[wild])
@@ -197,14 +201,7 @@ def _shocked(posterior: Posterior, wanted: Wanted) -> Float:
     return out + np.bincount(energy, unsure**2, len(out))
 
 
-def scaled_square(matrix: Sparse, variances: Float) -> Float:
-    """Σ_j g_kj² c_j of each row."""
-    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    squared = np.bincount(row, matrix.data**2 * variances[matrix.indices], matrix.shape[0])
-    return np.asarray(squared, float)
-
-
-def _base_weights(design: Design, lo: Float, hi: Float, weight: Weight) -> tuple[Int, Float, Sparse]:
+def _base_weights(design: Design, lo: Float, hi: Float, weight: Weight) -> tuple[Int, Float, Matrix]:
     """The nearest row, the total weight, and the weights of the steps, of each integral of the base.
 
     B(t) − Y_k = Σ (F_k(τ_j) − [t < τ_j]) η_j, integrated.
@@ -222,18 +219,20 @@ def _base_weights(design: Design, lo: Float, hi: Float, weight: Weight) -> tuple
     at = knots[knot]
     before = weight(np.clip(at, lo[owner], hi[owner])) - weight(lo)[owner]
     value = total[owner] * cumulative(at, row_lo[owner], row_hi[owner], rows.tau) - before
-    return near, total, ragged_rows(value, knot, last - first, len(knots))
+    return near, total, of_rows(value, knot, last - first, len(knots), design.dense)
 
 
-def _told(covariance: Sparse, posterior: Posterior) -> Float:
-    """kᵀ S⁻¹ k of each row."""
-    first, span = banded.extent(covariance)
+def told_of(covariance: Matrix, posterior: Posterior) -> Float:
+    """kᵀ S⁻¹ k of each row: what the readings tell of something with these covariances with them."""
+    if isinstance(covariance, np.ndarray):
+        return posterior.solved.factor.squares(covariance.T)
+    first, span = extent(covariance)
     long = span >= posterior.inverse.shape[0]
     if not long.any():
         return banded.quadratic(covariance, first, posterior.inverse)
     out = np.empty(covariance.shape[0])
     short = np.flatnonzero(~long)
-    out[short] = banded.quadratic(covariance[short].tocsr(), first[short], posterior.inverse)
+    out[short] = banded.quadratic(covariance[short], first[short], posterior.inverse)
     for f in np.flatnonzero(long):
         out[f] = _told_alone(covariance, int(f), posterior.solved.factor)
     return out

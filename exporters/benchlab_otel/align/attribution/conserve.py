@@ -10,6 +10,7 @@ measured energy itself, to rounding (`condition` sets the level so where the win
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -50,22 +51,29 @@ class Entry:
     variance: float
 
 
-@dataclass(slots=True)
+@dataclass
 class Shares:
-    """Measures of time: `split` by which frames in flight share the base, `covered` the seconds that the
-    meter saw, `busy` those of them with a frame in flight; `alone`: frames never overlap."""
+    """Measures of time: `split` by which frames in flight share the base; `alone`: frames never overlap."""
 
     split: Weight
-    covered: Weight
-    busy: Weight
     alone: bool
+    rows: Windows
+
+    @cached_property
+    def covered(self) -> Weight:
+        """The seconds that the meter saw."""
+        return covered_seconds(self.rows)
+
+    @cached_property
+    def busy(self) -> Weight:
+        """Those of them with a frame in flight."""
+        return _both(_in_flight(self.split), self.covered)
 
 
 def shares_of(begin: Float, end: Float, rows: Windows) -> Shares:
     """The measures of time of frames `begin` to `end` (n,) s under these rows."""
     first, last = np.sort(begin, kind="stable"), np.sort(end, kind="stable")
-    split, covered = even_split(begin, end), covered_seconds(rows)
-    return Shares(split, covered, _both(_in_flight(split), covered), bool(np.all(first[1:] >= last[:-1])))
+    return Shares(even_split(begin, end), bool(np.all(first[1:] >= last[:-1])), rows)
 
 
 def even_split(begin: Float, end: Float) -> Weight:

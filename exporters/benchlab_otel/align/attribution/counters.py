@@ -96,8 +96,10 @@ def _drop_repeats(readings: Clean) -> None:
     if len(readings.value) < 3:
         return
     same = np.append(False, (np.diff(readings.value) == 0) & ~readings.fresh[1:])
+    if not same.any():
+        return
     slow = _refreshes_slowly(readings.time, readings.value, ~same)
-    if not same.any() or (readings.kind == "power" and not slow):
+    if readings.kind == "power" and not slow:
         return
     if slow:
         gap = np.append(0.0, np.diff(readings.time))

@@ -11,21 +11,22 @@ Thompson, Biometrika 58, 1971).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchlab_otel.align.attribution.banded import farthest_rows
-from benchlab_otel.align.attribution.overlap import (
-    Sparse,
-    cumulative,
-    distinct,
+from benchlab_otel.align.attribution.matrix import (
+    Matrix,
+    differences,
+    farthest_rows,
+    is_small,
+    of_rows,
     only_columns,
-    overlap,
-    ragged,
-    ragged_rows,
+    sums_by_group,
+    to_dense,
     used_columns,
 )
+from benchlab_otel.align.attribution.overlap import cumulative, distinct, overlap, ragged
 from benchlab_otel.align.attribution.windows import Windows, rows_between
 from benchlab_otel.model import Float, Int
 
@@ -54,31 +55,39 @@ class Design:
 
     rows: Windows
     pieces: Pieces
-    overlap: Sparse
+    overlap: Matrix
     active: Float
-    parts: Sparse
+    parts: Matrix
     knots: Float
     gaps: Float
-    steps: Sparse
-    errors: Sparse
+    steps: Matrix
+    errors: Matrix
     difference: Float  # z (n − 1,)
     contrast: Float  # Z (n − 1, stages)
     step_extra: Float
     error_extra: Float
     bandwidth: int
 
+    @property
+    def dense(self) -> bool:
+        """Whether its matrices are plain arrays."""
+        return isinstance(self.parts, np.ndarray)
 
-def _bandwidth(*matrices: Sparse) -> int:
+
+def _bandwidth(*matrices: Matrix) -> int:
     """How far apart two differences can be and still share a piece, a knot or an error."""
     return max(1, *(farthest_rows(m) for m in matrices))
 
 
 def build(rows: Windows, pieces: Pieces) -> Design:
     """The model of these rows (at least two, in order of time) and pieces (in any order)."""
-    a = overlap(rows.lo, rows.hi, pieces.begin, pieces.end, rows.tau)
-    active = stage_sums(a, pieces)
+    dense = is_small(len(rows), max(len(pieces), rows.noise.shape[1]))
+    if dense:
+        rows = replace(rows, noise=to_dense(rows.noise))
+    a = overlap(rows.lo, rows.hi, pieces.begin, pieces.end, rows.tau, dense)
+    active = sums_by_group(a, pieces.stage, pieces.stages)
     knots = distinct(rows.hi[:-1])
-    parts, steps, errors = _differences(a), _steps(rows, knots), _differences(rows.noise)
+    parts, steps, errors = differences(a), _steps(rows, knots, dense), differences(rows.noise)
     return Design(
         rows=rows,
         pieces=pieces,
@@ -97,26 +106,13 @@ def build(rows: Windows, pieces: Pieces) -> Design:
     )
 
 
-def stage_sums(matrix: Sparse, pieces: Pieces) -> Float:
-    """The columns of `matrix` (k, m) added up by stage: (k, stages)."""
-    rows = matrix.shape[0]
-    row = np.repeat(np.arange(rows), np.diff(matrix.indptr))
-    key = row * pieces.stages + pieces.stage[matrix.indices]
-    summed = np.bincount(key, matrix.data, rows * pieces.stages)
-    return np.asarray(summed.reshape(rows, pieces.stages), float)
-
-
 def stage_totals(columns: Float, pieces: Pieces) -> Float:
     """The rows of `columns` (m, k) added up by stage: (k, stages)."""
     totals = [np.bincount(pieces.stage, column, pieces.stages) for column in columns.T]
     return np.array(totals, float).reshape(columns.shape[1], pieces.stages)
 
 
-def _differences(matrix: Sparse) -> Sparse:
-    return (matrix[1:] - matrix[:-1]).tocsr()
-
-
-def _steps(rows: Windows, knots: Float) -> Sparse:
+def _steps(rows: Windows, knots: Float, dense: bool) -> Matrix:
     """H: row k's base less row k − 1's is Σ (F_{k−1}(τ_j) − F_k(τ_j)) η_j, F as in `cumulative`."""
     lo, hi = np.minimum(rows.lo[1:], rows.lo[:-1]), np.maximum(rows.hi[1:], rows.hi[:-1])
     first, last = np.searchsorted(knots, lo, "left"), np.searchsorted(knots, hi, "left")
@@ -125,14 +121,14 @@ def _steps(rows: Windows, knots: Float) -> Sparse:
     value = cumulative(at, rows.lo[row], rows.hi[row], rows.tau) - cumulative(
         at, rows.lo[row + 1], rows.hi[row + 1], rows.tau
     )
-    return ragged_rows(value, knot, last - first, len(knots))
+    return of_rows(value, knot, last - first, len(knots), dense)
 
 
 def part_of(design: Design, first: int, last: int) -> Design:
     """The model of rows first … last − 1 alone."""
     rows = rows_between(design.rows, first, last)
-    sources = used_columns(design.rows.noise[first:last].tocsr())
-    a = design.overlap[first:last].tocsr()
+    sources = used_columns(design.rows.noise[first:last])
+    a = design.overlap[first:last]
     mine = used_columns(a)
     a = only_columns(a, mine)
     knots = distinct(rows.hi[:-1])
@@ -143,11 +139,11 @@ def part_of(design: Design, first: int, last: int) -> Design:
         pieces=Pieces(pieces.begin[mine], pieces.end[mine], pieces.stage[mine], pieces.stages),
         overlap=a,
         active=design.active[first:last],
-        parts=_differences(a),
+        parts=differences(a),
         knots=knots,
         gaps=design.gaps[steps],
-        steps=_steps(rows, knots),
-        errors=_differences(rows.noise),
+        steps=_steps(rows, knots, design.dense),
+        errors=differences(rows.noise),
         difference=design.difference[first : last - 1],
         contrast=design.contrast[first : last - 1],
         step_extra=design.step_extra[steps],

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import sparse
 from scipy.special import log_ndtr
 
 from benchlab_otel.align.attribution import banded
 from benchlab_otel.align.attribution.banded import Cholesky
 from benchlab_otel.align.attribution.design import Design, part_of
-from benchlab_otel.align.attribution.overlap import Sparse, running_energy
+from benchlab_otel.align.attribution.matrix import Matrix, band_of, sizes, square, times_columns, transposed
+from benchlab_otel.align.attribution.overlap import running_energy
 from benchlab_otel.align.attribution.windows import edge_gain
 from benchlab_otel.model import Bool, Float
 
@@ -116,7 +116,7 @@ class Solved:
     watts: Float
     covariance: Float
     alpha: Float
-    reach: Sequence[Sparse] = ()
+    reach: Sequence[Matrix] = ()
 
 
 def prior(design: Design, variances: Variances, watts: Float) -> tuple[Float, Float, Float]:
@@ -134,17 +134,10 @@ def solve(design: Design, priors: tuple[Float, Float, Float], known: Fit | None 
     """Watts by generalised least squares given the prior variances; with `known` its watts are taken
     and their covariance believed (a short stretch of a longer run)."""
     matrices, width = (design.parts, design.steps, design.errors), design.bandwidth
-    reach = [scaled(m, c).T.tocsr() for m, c in zip(matrices, priors, strict=True)]
-    bands = [banded.band_of((m @ r).tocsr(), width) for m, r in zip(matrices, reach, strict=True)]
+    reach = [transposed(times_columns(m, c)) for m, c in zip(matrices, priors, strict=True)]
+    bands = [band_of(m @ r, width) for m, r in zip(matrices, reach, strict=True)]
     solved = _gls(sum(bands, np.zeros(1)), design, known)
     return replace(solved, reach=reach)
-
-
-def scaled(matrix: Sparse, columns: Float) -> Sparse:
-    """The matrix with each column multiplied by its number."""
-    return sparse.csr_array(
-        (matrix.data * columns[matrix.indices], matrix.indices, matrix.indptr), shape=matrix.shape
-    )
 
 
 def _gls(band: Float, design: Design, known: Fit | None = None) -> Solved:
@@ -168,7 +161,7 @@ def _calm(design: Design) -> Bool:
     """(n − 1,) the differences that no shock is in; all where there is none without."""
     if not (design.step_extra.any() or design.error_extra.any()):
         return np.ones(len(design.difference), bool)
-    shocks = abs(design.steps) @ design.step_extra + abs(design.errors) @ design.error_extra
+    shocks = sizes(design.steps, design.step_extra) + sizes(design.errors, design.error_extra)
     calm: Bool = shocks == 0.0
     return calm if calm.any() else np.ones(len(calm), bool)
 
@@ -180,23 +173,19 @@ def components(design: Design, watts: Float) -> list[Float]:
     """The bands of dS/dθ: one a stage, the walk, the noise, and timing where times are uncertain."""
     width = design.bandwidth
     stage = design.pieces.stage
-    out = [
-        banded.square(design.parts, (stage == s).astype(float), width) for s in range(design.pieces.stages)
-    ]
-    out.append(banded.square(design.steps, design.gaps, width))
-    out.append(banded.square(design.errors, noise_weights(design), width))
+    out = [square(design.parts, (stage == s).astype(float), width) for s in range(design.pieces.stages)]
+    out.append(square(design.steps, design.gaps, width))
+    out.append(square(design.errors, noise_weights(design), width))
     timing = timing_weights(design, watts)
     if timing.any():
-        out.append(banded.square(design.errors, timing, width))
+        out.append(square(design.errors, timing, width))
     return out
 
 
 def _known(design: Design) -> Float:
     """The band of what adds to S whatever θ: the shocks."""
     width = design.bandwidth
-    return banded.square(design.steps, design.step_extra, width) + banded.square(
-        design.errors, design.error_extra, width
-    )
+    return square(design.steps, design.step_extra, width) + square(design.errors, design.error_extra, width)
 
 
 def reml(design: Design, start: Variances | None = None) -> tuple[Variances, float]:

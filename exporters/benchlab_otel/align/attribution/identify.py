@@ -513,7 +513,7 @@ def _hill(best: _Refined, beside: list[_Refined]) -> float:
     off = np.abs(lag - best.kernel.lag_s)
     order = np.argsort(off)
     within = np.cumsum(weight[order]) / weight.sum()
-    return float(off[order][np.searchsorted(within, 0.95)]) / 1.96
+    return float(np.interp(0.95, within, off[order])) / 1.96
 
 
 def _smeared(readings: Clean, width: float) -> float:

@@ -7,14 +7,11 @@ pieces that tile all time add up to one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from scipy import sparse
 
+from benchlab_otel.align.attribution.matrix import Matrix, of_entries
 from benchlab_otel.model import Float, Int
-
-Sparse = sparse.csr_array[Any]
 
 
 def ragged(first: Int, last: Int) -> tuple[Int, Int]:
@@ -25,46 +22,10 @@ def ragged(first: Int, last: Int) -> tuple[Int, Int]:
     return owner, np.arange(len(owner)) + (first - start)[owner]
 
 
-def ragged_rows(values: Float, columns: Int, count: Int, width: int) -> Sparse:
-    """The matrix (n, width) whose row i has the next `count` (n,) of the values, in these columns."""
-    pointers = np.append(0, np.cumsum(np.maximum(count, 0)))
-    return sparse.csr_array((values, columns, pointers), shape=(len(count), width))
-
-
-def times_rows(factors: Float, matrix: Sparse, rows: Int) -> Sparse:
-    """These rows (n,) of the matrix, each times its factor (n,)."""
-    picked = matrix[rows]
-    picked.data *= np.repeat(factors, np.diff(picked.indptr))
-    return picked
-
-
-def product(left: Sparse, right: Sparse) -> Sparse:
-    """left @ right, quick where each row on the left has one entry."""
-    if np.array_equal(left.indptr, np.arange(left.shape[0] + 1)):
-        return times_rows(left.data, right, np.asarray(left.indices, np.int64))
-    return (left @ right).tocsr()
-
-
 def distinct(values: Float) -> Float:
     """The values ascending, each once; quick where they are nearly sorted."""
     ascending = np.sort(values, kind="stable")
     return ascending[np.append(True, np.diff(ascending) > 0)] if len(ascending) else ascending
-
-
-def used_columns(matrix: Sparse) -> Int:
-    """The columns (ascending) that have entries."""
-    used = np.zeros(matrix.shape[1], bool)
-    used[matrix.indices] = True
-    return np.flatnonzero(used)
-
-
-def only_columns(matrix: Sparse, used: Int) -> Sparse:
-    """The matrix with the columns `used` (ascending, all that have entries) alone."""
-    renumbered = np.zeros(matrix.shape[1], np.int64)
-    renumbered[used] = np.arange(len(used))
-    return sparse.csr_array(
-        (matrix.data, renumbered[matrix.indices], matrix.indptr), shape=(matrix.shape[0], len(used))
-    )
 
 
 def join(lo: Float, hi: Float, begin: Float, end: Float) -> tuple[Int, Int]:
@@ -97,19 +58,19 @@ def cumulative(time: Float, lo: Float, hi: Float, tau: float = 0.0) -> Float:
     return share
 
 
-def overlap(lo: Float, hi: Float, begin: Float, end: Float, tau: float = 0.0) -> Sparse:
+def overlap(lo: Float, hi: Float, begin: Float, end: Float, tau: float = 0.0, dense: bool = False) -> Matrix:
     """A (n, m): the share of window k's kernel (see `cumulative`) during which piece i was active."""
     window, piece = join(lo, hi, begin, end)
     w_lo, w_hi = lo[window], hi[window]
     value = cumulative(end[piece], w_lo, w_hi, tau) - cumulative(begin[piece], w_lo, w_hi, tau)
-    return sparse.csr_array((value, (window, piece)), shape=(len(lo), len(begin)))
+    return of_entries(value, window, piece, (len(lo), len(begin)), dense)
 
 
-def seconds_in(lo: Float, hi: Float, begin: Float, end: Float) -> Sparse:
+def seconds_in(lo: Float, hi: Float, begin: Float, end: Float, dense: bool = False) -> Matrix:
     """(n, m): the seconds that interval k shares with piece i."""
     window, piece = join(lo, hi, begin, end)
     value = np.minimum(hi[window], end[piece]) - np.maximum(lo[window], begin[piece])
-    return sparse.csr_array((value, (window, piece)), shape=(len(lo), len(begin)))
+    return of_entries(value, window, piece, (len(lo), len(begin)), dense)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchlab_otel.align.attribution.design import Design, Pieces
 from benchlab_otel.align.attribution.fit import Fit, Variances, fit
-from benchlab_otel.align.attribution.overlap import used_columns
+from benchlab_otel.align.attribution.matrix import used_columns
 from benchlab_otel.model import Float, Int
 
 _HOPELESS = 30.0  # times as much data as there is: more than that is a matter of structure

@@ -42,6 +42,7 @@ from benchlab_otel.model import Bool, Frames, Int, Readings
 
 _S = 1_000_000_000
 _LEAST_ROWS = 4
+_OF_LATE = 1024  # frames whose length is what is usual
 _RECENT = 8  # periods that the present one is the mean of
 _OVERLAPPING = 1.25  # periods that a window is long which counts as longer than one
 _PARTS_AT_FIRST = 3  # of the first search at a time, as frames wait for it
@@ -91,7 +92,7 @@ class State:
     fitted_ns: int = 0
     searched_ns: int = 0
     started_ns: int = 0
-    longest_ns: int = 0  # of the frames that are remembered, but for the longest ones
+    longest_ns: int = 0  # of the frames of late, but for the very longest
     widened: float = 1.0
     misfit: Misfit | None = None
     late_frames: int = 0
@@ -153,7 +154,7 @@ def _horizon(state: State, complete_ns: int | None) -> tuple[int, int]:
     reading = int(state.readings.time[-1]) if state.readings is not None and len(state.readings) else 0
     frame = max((int(f.end.max()) for f in state.frames if len(f)), default=0)
     complete = max(frame, reading - _S) if complete_ns is None else complete_ns
-    lengths = (float(np.quantile(f.end - f.begin, 0.999)) for f in state.frames if len(f))
+    lengths = (np.quantile((f.end - f.begin)[-_OF_LATE:], 0.999) for f in state.frames if len(f))
     state.longest_ns = round(max(lengths, default=0.0))
     return max(reading, frame, complete), complete - state.longest_ns
 

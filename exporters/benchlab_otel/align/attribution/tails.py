@@ -12,8 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchlab_otel.align.attribution import banded
-from benchlab_otel.align.attribution.condition import Posterior
+from benchlab_otel.align.attribution.condition import Posterior, told_of
 from benchlab_otel.align.attribution.design import Design
 from benchlab_otel.model import Bool, Float
 
@@ -48,7 +47,7 @@ def with_shocks(posterior: Posterior, strongest: bool = False) -> Design | None:
 def _score(posterior: Posterior, kind: int, mean: Float) -> Float:
     """|v̂| over its standard deviation, 0 where the readings tell nothing of v."""
     reach = posterior.solved.reach[kind]
-    told = banded.quadratic(reach, banded.extent(reach)[0], posterior.inverse)
+    told = told_of(reach, posterior)
     return np.divide(np.abs(mean), np.sqrt(np.maximum(told, 0.0)), out=np.zeros(len(mean)), where=told > 0)
 
 

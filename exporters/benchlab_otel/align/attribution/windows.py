@@ -9,7 +9,8 @@ import numpy as np
 from scipy import sparse
 
 from benchlab_otel.align.attribution.counters import Clean
-from benchlab_otel.align.attribution.overlap import Sparse, Weight, only_columns, used_columns
+from benchlab_otel.align.attribution.matrix import Matrix, only_columns, used_columns
+from benchlab_otel.align.attribution.overlap import Weight
 from benchlab_otel.model import Float, Int
 
 Shape = Literal["boxcar", "lowpass"]
@@ -46,7 +47,7 @@ class Windows:
     hi: Float
     value: Float
     tau: float
-    noise: Sparse
+    noise: Matrix
     row: Int
     kernel: Kernel
     counter: bool
@@ -140,7 +141,7 @@ def edge_gain(rows: Windows, energy: Weight, base: float) -> Float:
 
 def rows_between(rows: Windows, first: int, last: int) -> Windows:
     """Rows first … last − 1 alone, with the readings that they came from."""
-    noise = rows.noise[first:last].tocsr()
+    noise = rows.noise[first:last]
     used = used_columns(noise)
     return Windows(
         lo=rows.lo[first:last],
