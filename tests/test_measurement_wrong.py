@@ -94,3 +94,25 @@ def test_a_background_that_moves_is_no_swing_of_a_stage():
         truth = simulate(Load(stages, duration_s=120.0, background=background), rng)
         result = attribute([truth.frames], measure(truth, Meter(noise=0.1), rng))
         assert not [f for f in result.check.findings if "widened" in f]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+def test_a_stage_that_ran_once_costs_no_other_frame_its_figure_and_gives_none_that_is_wrong(spread):
+    for seed in (0, 2, 6):  # its marks told nothing of themselves; as they were; no reading saw it
+        rng = np.random.default_rng(seed)
+        stages = tuple(Stage(n, w, x, 0.35, spread) for (n, w), x in zip(WATTS, SERIAL, strict=True))
+        truth = simulate(Load(stages, duration_s=60.0), rng)
+        f = truth.frames
+        once = (f.stage_frame == 1000) & (f.stage == 1)
+        marked = replace(
+            f,
+            stage_frame=f.stage_frame[once],
+            stage=f.stage[once],
+            stage_begin=f.stage_begin[once],
+            stage_end=f.stage_end[once],
+        )
+        p = attribute([marked], measure(truth, Meter(noise=0.1), rng)).pipelines[0]
+        off = np.abs(p.shared - frame_truth(truth, 0.0, 60.0).shared)
+        others = np.arange(len(f)) != 1000
+        assert np.mean(off[others] <= p.shared_uncertainty[others]) > 0.93
+        assert np.isnan(off[1000]) if seed == 6 else off[1000] < 2 * p.shared_uncertainty[1000]

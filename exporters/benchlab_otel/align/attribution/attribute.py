@@ -225,8 +225,8 @@ def _blocks(count: int, most: int) -> list[tuple[int, int]]:
 
 
 def pipeline_energies(sums: Sums, frames: Sequence[Frames]) -> list[PipelineEnergy]:
-    """The sums by pipeline, NaN where the meter did not cover a frame."""
-    work, covered = sums.work, sums.covered
+    """The sums by pipeline, NaN where the meter did not cover a frame or does not show what it did."""
+    work, covered = sums.work, sums.covered & sums.known
     value, half = sums.frame.copy(), NORMAL_95 * sums.frame_sd
     stage, stage_half = sums.stage.copy(), NORMAL_95 * sums.stage_sd
     value[:, ~covered] = half[:, ~covered] = np.nan

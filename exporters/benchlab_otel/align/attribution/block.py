@@ -14,7 +14,7 @@ from benchlab_otel.align.attribution.fit import Fit, Variances, fit
 from benchlab_otel.align.attribution.matrix import of_entries, of_rows
 from benchlab_otel.align.attribution.misfit import Misfit, Moved, misfit
 from benchlab_otel.align.attribution.overlap import Weight, seconds_in
-from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped, resolve
+from benchlab_otel.align.attribution.resolve import BASE, TOO_LITTLE, Resolution, regrouped, resolve
 from benchlab_otel.align.attribution.selfcheck import SelfCheck
 from benchlab_otel.align.attribution.tails import SHOCK_ROUNDS, with_shocks
 from benchlab_otel.align.attribution.windows import Windows
@@ -45,7 +45,7 @@ class StageSum:
 class Sums:
     """Energies (J) and their standard deviations by frame (own, shared, in flight: (3, n)) and by stage
     row (m,); `covered` (n,) tells which frames the meter saw whole, `usable` (m,) is False where a stage
-    can't be resolved."""
+    can't be resolved, `known` (n,) where what a frame did is not known (`forget_lost`)."""
 
     work: Work
     shares: Shares
@@ -55,6 +55,7 @@ class Sums:
     stage: Float = field(init=False)
     stage_sd: Float = field(init=False)
     usable: Bool = field(init=False)
+    known: Bool = field(init=False)
     first: Int = field(init=False)
     last: Int = field(init=False)
     stages: dict[tuple[int, ...], StageSum] = field(default_factory=dict)
@@ -66,7 +67,7 @@ class Sums:
         n, m = len(self.work.begin), len(self.work.frame)
         self.frame, self.frame_sd = np.zeros((3, n)), np.zeros((3, n))
         self.stage, self.stage_sd = np.zeros(m), np.zeros(m)
-        self.usable = np.ones(m, bool)
+        self.usable, self.known = np.ones(m, bool), np.ones(n, bool)
         self.first, self.last = np.full(n, -1, np.int64), np.full(n, -1, np.int64)
 
 
@@ -239,6 +240,14 @@ def _note_rows(sums: Sums, rows: Windows, frames: Int) -> None:
     sums.last[frames] = rows.row[final]
 
 
+def forget_lost(sums: Sums, resolution: Resolution) -> None:
+    """Frames that spent a part of their time in stages which the readings hardly saw are not known."""
+    work = sums.work
+    lost = resolution.lost[work.stage]
+    length = (work.end - work.begin)[work.frame]
+    sums.known[work.frame[lost & (work.piece_end - work.piece_begin > TOO_LITTLE * length)]] = False
+
+
 def _add_stages(sums: Sums, block: Block, core: Core, moved: Moved | None) -> None:
     """Adds the block's watts and joules of each stage, and why some have none."""
     work, posterior, column = sums.work, block.posterior, block.resolution.column
@@ -267,3 +276,4 @@ def _add_stages(sums: Sums, block: Block, core: Core, moved: Moved | None) -> No
     blind = np.array([bool(r) for r in reason], bool)
     within = (work.piece_end > core[0]) & (work.piece_begin < core[1])
     sums.usable[within] &= ~blind[work.stage[within]]
+    forget_lost(sums, block.resolution)

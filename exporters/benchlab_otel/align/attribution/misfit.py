@@ -31,6 +31,7 @@ _NEAR, _FAR = (4, 0.2), (10, 1.0)  # readings at least, and s, on both sides: le
 _LEAST_DUTY = 0.01
 _ASKED = 512  # marks that are looked up to tell whether two kinds are the same
 _SURE = 4.0  # sd that chance is allowed, as in `selfcheck`
+_BLIND = 1e-7  # of a direction's information if the watts were known: less is nothing
 _EXPLAINS = 0.9  # share of χ² that one cause must explain to be named
 
 
@@ -130,11 +131,11 @@ def misfit(posterior: Posterior, begin: Float, end: Float, stage: Int, names: li
     shifted = np.column_stack(densities) @ (late[:, None] * moves)
     level, swung, duty = _swings(posterior)
     rows = np.hstack([shifted, swung])
-    taken, information, score = _tested(posterior, np.diff(rows, axis=0))
+    taken, information, alone, score = _tested(posterior, np.diff(rows, axis=0))
     marks, k = len(said), len(said) + stages
     said += [f"the power of {n}" for n in names]
-    chi2 = float(score @ np.linalg.solve(information, score))
-    if chi2 < k + _SURE * np.sqrt(2 * k) + _SURE**2:
+    chi2, degrees = _chi2(information, alone, score)
+    if chi2 < degrees + _SURE * np.sqrt(2 * degrees) + _SURE**2:
         return None
     usual = np.append(np.full(marks, _USUAL), 1 / np.maximum(duty, _LEAST_DUTY))
     covariance = np.linalg.inv(information + np.diag(usual**-2.0))
@@ -148,16 +149,27 @@ def misfit(posterior: Posterior, begin: Float, end: Float, stage: Int, names: li
     return Misfit(power, once, base, level, sds[marks:], -duty @ sds[marks:], finding)
 
 
-def _tested(posterior: Posterior, columns: Float) -> tuple[Float, Float, Float]:
+def _tested(posterior: Posterior, columns: Float) -> tuple[Float, Float, Float, Float]:
     """What the watts take up (stages, k) of more columns (n − 1, k) of the model, their information (k, k)
-    and score (k,)."""
+    and that (k,) if the watts were known, and their score (k,)."""
     design, solved = posterior.design, posterior.solved
     pulled = solved.factor.solve(columns)
     against = design.contrast.T @ pulled
     taken = solved.covariance @ against
-    information = columns.T @ pulled - against.T @ taken
+    known = columns.T @ pulled
+    information, alone = known - against.T @ taken, np.diag(known)
     information += 1e-9 * np.diag(np.maximum(np.diag(information), np.finfo(float).tiny))
-    return taken, information, columns.T @ solved.alpha
+    return taken, information, alone, columns.T @ solved.alpha
+
+
+def _chi2(information: Float, alone: Float, score: Float) -> tuple[float, int]:
+    """χ² and its degrees of freedom: directions of which the watts leave nothing, as of the marks of a stage
+    that ran once, are none."""
+    size = np.divide(1.0, np.sqrt(alone), out=np.zeros(len(alone)), where=alone > 0)
+    values, vectors = np.linalg.eigh(information * np.outer(size, size))
+    told = values > _BLIND
+    found = (vectors.T @ (score * size))[told]
+    return float(np.sum(found**2 / values[told])), int(np.count_nonzero(told))
 
 
 def _swings(posterior: Posterior) -> tuple[float, Float, Float]:

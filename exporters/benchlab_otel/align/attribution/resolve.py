@@ -13,21 +13,24 @@ import numpy as np
 from benchlab_otel.align.attribution.design import Design, Pieces
 from benchlab_otel.align.attribution.fit import Fit, Variances, fit
 from benchlab_otel.align.attribution.matrix import used_columns
-from benchlab_otel.model import Float, Int
+from benchlab_otel.model import Bool, Float, Int
 
 _HOPELESS = 30.0  # times as much data as there is: more than that is a matter of structure
 _SINGULAR = 1e-9
 _ALWAYS = 0.99  # share of the time
+TOO_LITTLE = 0.01  # of it
 BASE = -1
 
 
 @dataclass(slots=True)
 class Resolution:
     """`column` (stages,): the model's column of each stage, stages of a group share one, `BASE` where
-    it merged with the base; `reason` (stages,): why there is no figure, "" where there is one."""
+    it merged with the base; `reason` (stages,): why there is no figure, "" where there is one. `lost`
+    (stages,): those that ran too little to show, so that the base may not have their power either."""
 
     column: Int
     reason: list[str]
+    lost: Bool
 
 
 def resolve(
@@ -60,7 +63,8 @@ def resolve(
     for c, words in _needs_more(model, found).items():
         for s in np.flatnonzero(column == c):
             reason[s] = reason[s] or words
-    return model, found, Resolution(column, reason)
+    lost = (column == BASE) & (share < TOO_LITTLE)
+    return model, found, Resolution(column, reason, lost)
 
 
 def regrouped(design: Design, column: Int, columns: int) -> Design:
@@ -149,7 +153,7 @@ def _unseen(share: float) -> str:
     """Why what takes this share of the time can't be told from the base."""
     if share > _ALWAYS:
         return "always active while the meter was read"
-    if share < 1.0 - _ALWAYS:
+    if share < TOO_LITTLE:
         return "takes too little time to show in the readings"
     return "active for the same part of each reading"
 

@@ -27,7 +27,14 @@ from benchlab_otel.align.attribution.attribute import (
     nothing,
     pipeline_energies,
 )
-from benchlab_otel.align.attribution.block import Sums, add_energies, design_of, moved_by, usual_span
+from benchlab_otel.align.attribution.block import (
+    Sums,
+    add_energies,
+    design_of,
+    forget_lost,
+    moved_by,
+    usual_span,
+)
 from benchlab_otel.align.attribution.condition import Posterior, condition
 from benchlab_otel.align.attribution.conserve import is_covered, shares_of
 from benchlab_otel.align.attribution.design import Design
@@ -391,6 +398,7 @@ def _energies_of(state: State, frames: list[Frames], readings: Readings, offset:
         return [nothing(f) for f in frames]
     blind = np.array([bool(r) for r in state.resolution.reason], bool)
     sums.usable &= ~blind[work.stage]
+    forget_lost(sums, state.resolution)
     sums.first += np.where(sums.first >= 0, offset, 0)
     sums.last += np.where(sums.last >= 0, offset, 0)
     return pipeline_energies(sums, frames)
