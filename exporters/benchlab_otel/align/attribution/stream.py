@@ -149,9 +149,8 @@ def advance(
 
 
 def learn(state: State, complete_ns: int) -> None:
-    """Goes on with looking for the meter's window, or fits anew, where that is due."""
-    _, horizon = _horizon(state, complete_ns)
-    usable = _readings_until(state, horizon)
+    """Goes on with looking for the meter's window, or fits anew, where that is due by the last `advance`."""
+    usable = _readings_until(state, complete_ns - state.longest_ns)
     if usable is not None:
         _learn(state, usable)
 
