@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from benchlab_otel.align.aligner import Aligned, Aligner, part
+from benchlab_otel.align.aligner import Aligned, Aligner
 from benchlab_otel.align.attribution.attribute import Attribution, PipelineEnergy, Settings
 from benchlab_otel.align.attribution.stream import State, advance, known_until, learn
-from benchlab_otel.align.attribution.work import join_frames
+from benchlab_otel.align.blocks import joined, rows_of
 from benchlab_otel.align.frames import frame_key
 from benchlab_otel.align.readings import slice_of
 from benchlab_otel.model import Frames, Readings
@@ -193,66 +193,16 @@ def _give_out(state: Conditioner, watermark: int, readings: dict[Domain, Reading
         if rest is not None:
             waiting.append(rest)
     state.waiting = waiting
-    return [_with_figures(state, one) for one in _joined(done)]
+    return [_with_figures(state, Waiting(b, _keys(b.frames))) for b in joined([one.block for one in done])]
 
 
 def _parted(one: Waiting, count: int) -> tuple[Waiting | None, Waiting | None]:
     """The first so many frames, and the others; None where there are none."""
     if count in (0, len(one.keys)):
         return (one, None) if count else (None, one)
-    return _rows(one, 0, count), _rows(one, count, len(one.keys))
-
-
-def _joined(blocks: list[Waiting]) -> list[Waiting]:
-    """With those as one whose figures can stand in one table, as giving out costs by block."""
-    alike: dict[tuple[object, ...], list[Waiting]] = {}
-    for one in blocks:
-        block = one.block
-        meters = [(e.meter, e.method, _place(r)) for e, r in zip(block.energy, block.readings, strict=True)]
-        key = (block.frames.service, block.frames.pipeline, *block.domains, *meters)
-        alike.setdefault(key, []).append(one)
-    return [_as_one(group) for group in alike.values()]
-
-
-def _place(readings: Readings) -> int:
-    """The same of readings and of what they have grown to, in which their rows are the same."""
-    return id(readings.time if readings.time.base is None else readings.time.base)
-
-
-def _as_one(group: list[Waiting]) -> Waiting:
-    blocks = [one.block for one in group]
-    if len(blocks) == 1:
-        return group[0]
-    energy = [
-        replace(
-            parts[-1],
-            energy=np.concatenate([e.energy for e in parts]),
-            uncertainty=np.concatenate([e.uncertainty for e in parts]),
-            first=np.concatenate([e.first for e in parts]),
-            last=np.concatenate([e.last for e in parts]),
-            simulated=any(e.simulated for e in parts),
-        )
-        for parts in zip(*(block.energy for block in blocks), strict=True)
-    ]
-    frames = join_frames([block.frames for block in blocks])
-    return Waiting(replace(blocks[-1], frames=frames, energy=energy), [k for one in group for k in one.keys])
-
-
-def _rows(one: Waiting, first: int, last: int) -> Waiting:
-    """Frames `first` to `last` (exclusive)."""
-    block = one.block
-    energy = [
-        replace(
-            e,
-            energy=e.energy[first:last],
-            uncertainty=e.uncertainty[first:last],
-            first=e.first[first:last],
-            last=e.last[first:last],
-        )
-        for e in block.energy
-    ]
-    return Waiting(
-        replace(block, frames=part(block.frames, first, last), energy=energy), one.keys[first:last]
+    first, rest = (0, count), (count, len(one.keys))
+    return Waiting(rows_of(one.block, *first), one.keys[:count]), Waiting(
+        rows_of(one.block, *rest), one.keys[count:]
     )
 
 
