@@ -192,8 +192,9 @@ def _shocked(posterior: Posterior, wanted: Wanted) -> Float:
         return out
     step, wild = np.flatnonzero(design.step_extra), np.flatnonzero(sizes(rows.noise, design.error_extra))
     reach = max(rows.period, float(np.median(rows.hi - rows.lo)))
-    begin = np.append(design.knots[step] - reach, rows.lo[wild])
-    end = np.append(design.knots[step] + reach, rows.hi[wild])
+    before, after = np.append(rows.lo[0], rows.hi[:-1]), np.append(rows.lo[1:], rows.hi[-1])  # seen by others
+    begin = np.append(design.knots[step] - reach, np.minimum(rows.lo, before)[wild])
+    end = np.append(design.knots[step] + reach, np.maximum(rows.hi, after)[wild])
     watts = np.append(0.5 * posterior.steps[step], posterior.residual[wild])
     energy, k = join(wanted.lo, wanted.hi, begin, end)
     first, last = np.maximum(wanted.lo[energy], begin[k]), np.minimum(wanted.hi[energy], end[k])
