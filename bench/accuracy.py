@@ -322,6 +322,28 @@ def short_runs(seeds: int) -> None:
         )
 
 
+def bursts(seeds: int) -> None:
+    """How often a burst's frames are held: some frames within 7 s of readings, nothing else but the base."""
+    print(f"\n{'a burst of':20} {'±2 %':>7} {'±10 %':>7} {'±30 %':>7}  of its frames held")
+    for count in (2, 3, 5, 10, 30, 60, 100):
+        held = [np.mean([burst(count, spread, seed) for seed in range(seeds)]) for spread in (0.02, 0.1, 0.3)]
+        print(f"{count:6} frames        " + " ".join(f"{100 * h:6.1f}%" for h in held), flush=True)
+
+
+def burst(count: int, spread: float, seed: int) -> float:
+    """Share of a burst's frames that are held, those without a figure left out."""
+    rng = np.random.default_rng([seed, count])
+    stages = tuple(Stage(n, w, x, 0.35, spread) for (n, w), x in zip(WATTS, SERIAL, strict=True))
+    worked = simulate(Load(stages, duration_s=(count + 0.5) / 60), rng)
+    ends = np.array([-3.0, 6.0])  # of which the meter sees all but a second at either
+    edges = np.concatenate([ends[:1], worked.edges[1:-1], ends[1:]])
+    truth = replace(worked, edges=edges, background=(ends, np.array([QUIET.watts])))
+    p = attribute([truth.frames], measure(truth, Meter(noise=NOISE), rng)).pipelines[0]
+    within = np.abs(p.shared - frame_truth(truth, 0.0, 1.0).shared) <= p.shared_uncertainty
+    seen = np.isfinite(p.shared)
+    return float(np.mean(within[seen])) if seen.any() else 1.0
+
+
 LIVE = [
     ("±2 %", 0.02, QUIET),
     ("±10 %", 0.1, QUIET),
@@ -367,10 +389,10 @@ if __name__ == "__main__":
     parser.add_argument(
         "--only",
         default="",
-        help="only loads whose name has this text; 'lag', 'periodic', 'short' or 'live' alone",
+        help="only loads whose name has this text; 'lag', 'periodic', 'short', 'bursts' or 'live' alone",
     )
     given = parser.parse_args()
-    if given.only not in ("lag", "periodic", "short", "live"):
+    if given.only not in ("lag", "periodic", "short", "bursts", "live"):
         accuracy(given.seeds, given.only)
     if given.only in ("", "lag"):
         lags(given.seeds)
@@ -378,5 +400,7 @@ if __name__ == "__main__":
         periodic(given.seeds)
     if given.only in ("", "short"):
         short_runs(given.seeds)
+    if given.only in ("", "bursts"):
+        bursts(given.seeds)
     if given.only in ("", "live"):
         live(given.seeds)

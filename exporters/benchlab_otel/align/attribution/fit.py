@@ -10,7 +10,7 @@ come exactly from the band of the inverse.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +31,9 @@ _FIRST_ROWS = 1024  # rows that a first idea of the variances comes from
 _GAIN = 3e-2  # log-likelihood below which another round is not worth it
 _FLOOR = 1e-12  # of the differences' variance: what a variation that is not there is held at
 _NOISE_FLOOR = 1e-6  # the same for noise: it keeps S well conditioned, and no meter is better
+_FEW = 30.0  # information of the spreads below which they are far from normal
+_LEAST_SPREAD, _FARTHER = 1e-4, 1.4  # relative ones that are tried then, and how far apart
+_GONE = 10.0  # log-likelihood below the highest that ends this
 _STEEP = -30.0  # sd that a spread's summit is below zero
 _STEADY = 1e-7  # least variance of the base from one row to the next, as a share of the noise
 
@@ -92,7 +95,7 @@ def fit(design: Design, start: Variances | None = None, most_rows: int = 8192) -
     """
     if start is None and len(design.rows) > 2 * _FIRST_ROWS:
         start = reml(_middle(design, _FIRST_ROWS))[0]
-    variances, loglik = reml(_middle(design, most_rows), start)
+    variances, loglik = reml(_middle(design, most_rows), start, thorough=True)
     priors = prior(design, variances, least_squares(design))
     solved = solve(design, priors)
     return Fit(solved.watts, solved.covariance, variances, loglik, solved, priors)
@@ -188,9 +191,9 @@ def _known(design: Design) -> Float:
     return square(design.steps, design.step_extra, width) + square(design.errors, design.error_extra, width)
 
 
-def reml(design: Design, start: Variances | None = None) -> tuple[Variances, float]:
-    """The variances of greatest restricted likelihood (of the stages: see `_mean_spreads`), and that
-    log-likelihood."""
+def reml(design: Design, start: Variances | None = None, thorough: bool = False) -> tuple[Variances, float]:
+    """The variances of greatest restricted likelihood, those of the stages at their mean (see below), for
+    which `thorough` takes its time where rows are few; and that log-likelihood."""
     watts = least_squares(design)
     bands, known = np.stack(components(design, watts)), _known(design)
     sizes = np.maximum(bands[:, 0].mean(axis=1), 1e-300)
@@ -221,6 +224,22 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
         gradient, information = _slopes(bands, at, solved)
         return _with_prior(gradient, information, _unlike(at[:stages], usual))
 
+    def with_others_anew(at: Float) -> tuple[float, Float]:
+        value, solved = likelihood(at)
+        for _ in range(_ROUNDS):
+            if solved is None:
+                break
+            gradient, information = slopes(at, solved)
+            step = np.zeros(len(at))
+            own = information[stages:, stages:]
+            step[stages:] = np.clip(np.linalg.pinv(own) @ gradient[stages:], -1.0, 1.0)
+            proposal = np.append(at[:stages], bounded(at * np.exp(step))[stages:])
+            there, solved = likelihood(proposal)
+            if there < value + _GAIN:
+                break
+            value, at = there, proposal
+        return value, at
+
     size = float(np.mean(np.abs(design.rows.value))) or 1.0
     usual = np.maximum(np.abs(watts), 0.05 * size)
     theta = bounded(theta)
@@ -246,32 +265,63 @@ def reml(design: Design, start: Variances | None = None) -> tuple[Variances, flo
         if enough:
             break
     if stages:
-        theta = _mean_spreads(theta, gradient, information, stages)
+        told, summit = _told_of_spreads(theta, gradient, information, stages)
+        if thorough and told < _FEW and len(design.rows) <= _FIRST_ROWS:
+            factor = _mean_by_likelihood(theta, with_others_anew, usual)
+        else:
+            factor = _mean_by_curvature(told, summit)
+        theta[:stages] *= max(factor, 1.0)
     timing = float(theta[stages + 2]) if len(theta) > stages + 2 else 0.0
     found = Variances(theta[:stages].copy(), float(theta[stages]), float(theta[stages + 1]), timing)
     return found, here
 
 
-def _mean_spreads(theta: Float, gradient: Float, information: Float, stages: int) -> Float:
-    """The variances with those of the stages, all by one factor, at their mean instead of their mode.
+# Where readings hardly show a spread, the most likely one is often zero, or far off, and intervals from it
+# are too narrow. So the stages' variances are multiplied, all by one factor, to the mean that the readings
+# allow; a spread that they show clearly stays.
 
-    Where readings hardly show a spread, the most likely one is often zero, and intervals without it are too
-    narrow. Seen as a normal distribution of that factor (the step to its summit by Newton's method, all
-    others as free as they are), cut off at zero, it has a mean above zero; a spread that the readings show
-    clearly stays.
-    """
+
+def _told_of_spreads(theta: Float, gradient: Float, information: Float, stages: int) -> tuple[float, float]:
+    """What is known of that factor: its information at 1, all other variances as free as they are, and by how
+    much a Newton step would change it."""
     own, others = slice(0, stages), slice(stages, None)
     shared = information[own, others].sum(axis=0)
-    told = information[own, own].sum() - shared @ np.linalg.pinv(information[others, others]) @ shared
+    told = float(information[own, own].sum() - shared @ np.linalg.pinv(information[others, others]) @ shared)
+    return told, float(gradient[own].sum()) / told if told > 0.0 else 0.0
+
+
+def _mean_by_curvature(told: float, step: float) -> float:
+    """The mean of the factor, seen as a normal distribution that is cut off at zero."""
     if not told > 0.0:
-        return theta
+        return 1.0
     sd = told**-0.5
-    summit = (1.0 + gradient[own].sum() / told) / sd
+    summit = (1.0 + step) / sd
     if summit < _STEEP:  # nothing but an exponential decay is left of the normal distribution
-        factor = -sd / summit
-    else:
-        factor = sd * (summit + np.exp(-0.5 * summit**2 - log_ndtr(summit)) / np.sqrt(2 * np.pi))
-    return np.append(max(factor, 1.0) * theta[own], theta[others])
+        return -sd / summit
+    return float(sd * (summit + np.exp(-0.5 * summit**2 - log_ndtr(summit)) / np.sqrt(2 * np.pi)))
+
+
+def _mean_by_likelihood(theta: Float, anew: Callable[[Float], tuple[float, Float]], usual: Float) -> float:
+    """The mean of the factor where few readings tell it, whose likelihood is far from normal then: by its
+    likelihood, given by `anew` with the other variances found anew. Before the readings, a relative spread is
+    as likely anywhere from 0 to 1 (Gelman, Bayesian Analysis 1, 2006)."""
+    stages = len(usual)
+    begun = float(np.exp(np.mean(np.log(theta[:stages]) / 2 - np.log(usual))))
+    first = float(np.clip(begun, _LEAST_SPREAD, 1.0))
+    found: list[tuple[float, float]] = []
+    for spread, ratio in ((first, _FARTHER), (first / _FARTHER, 1 / _FARTHER)):
+        others = theta[stages:]
+        while _LEAST_SPREAD <= spread <= 1.0:
+            value, at = anew(np.append(theta[:stages] * (spread / begun) ** 2, others))
+            found.append((spread, value))
+            if value < max(v for _, v in found) - _GONE:
+                break
+            others, spread = at[stages:], spread * ratio
+    spreads, logs = np.array(sorted(found)).T
+    if len(spreads) < 2:
+        return 1.0
+    weight = np.exp(logs - logs.max()) * np.gradient(spreads)
+    return float(weight @ spreads**2 / weight.sum()) / begun**2
 
 
 def log_likelihood(design: Design, variances: Variances) -> float:
