@@ -23,7 +23,7 @@ from benchlab_otel.align.attribution.attribute import Attribution, Settings, att
 from benchlab_otel.align.attribution.block import Sums, add_energies, design_of, usual_span
 from benchlab_otel.align.attribution.condition import condition
 from benchlab_otel.align.attribution.conserve import is_covered, shares_of
-from benchlab_otel.align.attribution.fit import Fit, Variances, least_squares, prior, solve
+from benchlab_otel.align.attribution.gls import Fit, Variances, least_squares, prior, solve
 from benchlab_otel.align.attribution.identify import Activity, Identification, identify
 from benchlab_otel.align.attribution.meters import attribute_all
 from benchlab_otel.align.attribution.resolve import BASE, regrouped

@@ -14,7 +14,8 @@ from benchlab_otel.align.attribution import banded, counters, matrix, selfcheck
 from benchlab_otel.align.attribution.attribute import Settings, attribute
 from benchlab_otel.align.attribution.condition import Wanted, condition, energies
 from benchlab_otel.align.attribution.design import Pieces, build
-from benchlab_otel.align.attribution.fit import Fit, Variances, fit, prior, solve
+from benchlab_otel.align.attribution.fit import fit
+from benchlab_otel.align.attribution.gls import Fit, Variances, prior, solve
 from benchlab_otel.align.attribution.overlap import Weight, cumulative, join, overlap
 from benchlab_otel.align.attribution.stream import Limits, State, advance, reading_rows
 from benchlab_otel.align.attribution.windows import Kernel, windows

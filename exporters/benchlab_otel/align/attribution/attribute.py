@@ -20,7 +20,7 @@ import numpy as np
 from benchlab_otel.align.attribution import counters
 from benchlab_otel.align.attribution.block import Block, Sums, add_block, fitted_block
 from benchlab_otel.align.attribution.conserve import Ledger, is_covered, ledger, shares_of
-from benchlab_otel.align.attribution.fit import Variances
+from benchlab_otel.align.attribution.gls import Variances
 from benchlab_otel.align.attribution.identify import (
     Activity,
     Identification,

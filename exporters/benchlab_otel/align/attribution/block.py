@@ -10,7 +10,8 @@ from benchlab_otel.align.attribution import selfcheck
 from benchlab_otel.align.attribution.condition import Posterior, Wanted, condition, energies, sums_of
 from benchlab_otel.align.attribution.conserve import Entry, Shares, entry
 from benchlab_otel.align.attribution.design import Design, Pieces, build, part_of
-from benchlab_otel.align.attribution.fit import Fit, Variances, fit
+from benchlab_otel.align.attribution.fit import fit
+from benchlab_otel.align.attribution.gls import Fit, Variances
 from benchlab_otel.align.attribution.matrix import of_entries, of_rows
 from benchlab_otel.align.attribution.misfit import Misfit, Moved, misfit
 from benchlab_otel.align.attribution.overlap import Weight, seconds_in

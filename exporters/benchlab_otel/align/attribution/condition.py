@@ -18,7 +18,7 @@ from scipy.linalg.lapack import dtbtrs
 from benchlab_otel.align.attribution import banded
 from benchlab_otel.align.attribution.banded import Cholesky
 from benchlab_otel.align.attribution.design import Design, stage_totals
-from benchlab_otel.align.attribution.fit import Fit, Solved, prior, solve
+from benchlab_otel.align.attribution.gls import Fit, Solved, prior, solve
 from benchlab_otel.align.attribution.matrix import (
     Matrix,
     Sparse,

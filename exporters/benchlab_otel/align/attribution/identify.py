@@ -17,8 +17,10 @@ from scipy.linalg.lapack import dtbtrs
 
 from benchlab_otel.align.attribution.counters import Clean
 from benchlab_otel.align.attribution.design import Design, Pieces, build
-from benchlab_otel.align.attribution.fit import Variances, log_likelihood, log_likelihoods, reml
+from benchlab_otel.align.attribution.fit import log_likelihood, log_likelihoods
+from benchlab_otel.align.attribution.gls import Variances
 from benchlab_otel.align.attribution.overlap import running_energy
+from benchlab_otel.align.attribution.reml import reml
 from benchlab_otel.align.attribution.windows import Kernel, Shape, windows
 from benchlab_otel.model import Float, Int
 

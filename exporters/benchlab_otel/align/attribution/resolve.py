@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchlab_otel.align.attribution.design import Design, Pieces
-from benchlab_otel.align.attribution.fit import Fit, Variances, fit
+from benchlab_otel.align.attribution.fit import fit
+from benchlab_otel.align.attribution.gls import Fit, Variances
 from benchlab_otel.align.attribution.matrix import used_columns
 from benchlab_otel.model import Bool, Float, Int
 

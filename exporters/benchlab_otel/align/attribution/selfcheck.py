@@ -14,7 +14,7 @@ import numpy as np
 
 from benchlab_otel.align.attribution import banded
 from benchlab_otel.align.attribution.design import Design
-from benchlab_otel.align.attribution.fit import Solved
+from benchlab_otel.align.attribution.gls import Solved
 from benchlab_otel.model import Float
 
 NORMAL_95 = 1.959964

@@ -38,7 +38,7 @@ from benchlab_otel.align.attribution.block import (
 from benchlab_otel.align.attribution.condition import Posterior, condition
 from benchlab_otel.align.attribution.conserve import is_covered, shares_of
 from benchlab_otel.align.attribution.design import Design
-from benchlab_otel.align.attribution.fit import Fit
+from benchlab_otel.align.attribution.gls import Fit
 from benchlab_otel.align.attribution.identify import Identification, Search
 from benchlab_otel.align.attribution.misfit import Misfit
 from benchlab_otel.align.attribution.resolve import BASE, Resolution, regrouped
