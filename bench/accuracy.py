@@ -24,7 +24,8 @@ from benchlab_otel.align.attribution.block import Sums, add_energies, design_of,
 from benchlab_otel.align.attribution.condition import condition
 from benchlab_otel.align.attribution.conserve import is_covered, shares_of
 from benchlab_otel.align.attribution.gls import Fit, Variances, least_squares, prior, solve
-from benchlab_otel.align.attribution.identify import Activity, Identification, identify
+from benchlab_otel.align.attribution.identify import Identification, identify
+from benchlab_otel.align.attribution.kernel_map import Activity
 from benchlab_otel.align.attribution.meters import attribute_all
 from benchlab_otel.align.attribution.resolve import BASE, regrouped
 from benchlab_otel.align.attribution.stream import State, advance

@@ -13,7 +13,8 @@ from benchlab_otel.align.attribution.attribute import Settings, attribute
 from benchlab_otel.align.attribution.compare import difference
 from benchlab_otel.align.attribution.design import Pieces, build
 from benchlab_otel.align.attribution.fit import log_likelihood
-from benchlab_otel.align.attribution.identify import Activity, identify
+from benchlab_otel.align.attribution.identify import identify
+from benchlab_otel.align.attribution.kernel_map import Activity
 from benchlab_otel.align.attribution.meters import attribute_all
 from benchlab_otel.align.attribution.reml import reml
 from benchlab_otel.align.attribution.stream import Limits, State, advance, frame_rows, reading_rows

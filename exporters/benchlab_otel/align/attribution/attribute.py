@@ -22,13 +22,13 @@ from benchlab_otel.align.attribution.block import Block, Sums, add_block, fitted
 from benchlab_otel.align.attribution.conserve import Ledger, is_covered, ledger, shares_of
 from benchlab_otel.align.attribution.gls import Variances
 from benchlab_otel.align.attribution.identify import (
-    Activity,
     Identification,
     Search,
     beside_round_trips,
     finished,
     search,
 )
+from benchlab_otel.align.attribution.kernel_map import Activity
 from benchlab_otel.align.attribution.selfcheck import NORMAL_95, SelfCheck
 from benchlab_otel.align.attribution.windows import Kernel, Windows, rows_between, tile, windows
 from benchlab_otel.align.attribution.work import WHOLE_FRAME, Work, stages_of, work_of

@@ -1,9 +1,7 @@
 """A meter's lag, width and kernel from the pipeline's own activity, by the likelihood of its readings.
 
-First a map for each kernel: least squares of the readings' differences on the stages' activity, for every
-pair of window edges at once (the Gram matrix of the activity's running integrals at all shifts holds every
-boxcar's normal equations), and for every lag and time constant of a low-pass. Then the maps' peaks are
-refined by the restricted likelihood of `fit`. A map that is flat (constant load) or several peaks that are
+First a map for each kernel (`kernel_map`): least squares for every pair of window edges at once, and for every
+lag and time constant of a low-pass. Then the maps' peaks are refined by the restricted likelihood of `fit`. A map that is flat (constant load) or several peaks that are
 as likely as the best (periodic load) identify nothing, and the configured kernel stays.
 """
 
@@ -13,26 +11,30 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.linalg.lapack import dtbtrs
 
 from benchlab_otel.align.attribution.counters import Clean
 from benchlab_otel.align.attribution.design import Design, Pieces, build
 from benchlab_otel.align.attribution.fit import log_likelihood, log_likelihoods
 from benchlab_otel.align.attribution.gls import Variances
-from benchlab_otel.align.attribution.overlap import running_energy
+from benchlab_otel.align.attribution.kernel_map import (
+    STEP,
+    Activity,
+    Map,
+    boxcar_map,
+    counter_map,
+    limit_of,
+    lowpass_map,
+    peaks_of,
+)
 from benchlab_otel.align.attribution.reml import reml
 from benchlab_otel.align.attribution.windows import Kernel, Shape, windows
-from benchlab_otel.model import Float, Int
+from benchlab_otel.model import Float
 
-_STEP = 0.001  # s between the map's edges
 _ROWS = 2400  # readings that are looked at
 _SURE = 10.0  # log-likelihood that a choice must be ahead by: chance among many lags reaches 7
 _SHAPED = 15.0  # log-likelihood of the map's top over its median; chance reaches 10 on so many points
 _LEAST_ROWS = 40  # readings below which nothing is looked for
-_RIVALS = 8
 _LOOSE = 0.01  # s, half width of lag or width that stages of some milliseconds can't be told with
-_BLURRED = 2.0  # times the sum of squares beside the best point: a peak above that is none
-_TAUS = np.geomspace(0.001, 0.3, 16)  # s, time constants of the low-pass map
 _SMALLEST = 1e-4  # s, width
 _FREE = 4.0  # times at most that freed variances make the uncertainty wider
 _DELAY: dict[Shape, float] = {"boxcar": 0.5, "lowpass": 1.0}  # mean delay after the lag, in widths
@@ -58,16 +60,6 @@ class Identification:
     loglik_gain: float = float("nan")
     rivals: list[Kernel] = field(default_factory=list)
     clock: str = ""
-
-
-@dataclass(slots=True)
-class Activity:
-    """When the stages (`stage` (m,) of `stages`) were active, s on the readings' clock."""
-
-    begin: Float
-    end: Float
-    stage: Int
-    stages: int
 
 
 Search = Generator[None, None, Identification]
@@ -104,23 +96,23 @@ def search(
     if not np.ptp(readings.value):
         return Identification(configured, False, "the readings never change")
     activity = _near(activity, readings, within)
-    edges = np.arange(within[0], within[1] + _STEP / 2, _STEP)
-    seen = (_counter_map if counter else _boxcar_map)(readings, activity, edges)
+    edges = np.arange(within[0], within[1] + STEP / 2, STEP)
+    seen = (counter_map if counter else boxcar_map)(readings, activity, edges)
     usual = np.median(seen.rest[np.isfinite(seen.rest)])
     if 0.5 * seen.rows * np.log(usual / seen.rest.min()) < _SHAPED:
         return Identification(
             configured, False, "the load is too constant: every lag explains the readings as well"
         )
     yield
-    limit = _limit(seen)
+    limit = limit_of(seen)
     fits = yield from _refined_peaks(readings, activity, seen, limit, "boxcar")
     if not fits:
         return Identification(configured, False, "the stages' activity in the readings is linearly dependent")
     shape_found = False
     if not counter:
-        seen = _lowpass_map(readings, activity, edges[::2])
+        seen = lowpass_map(readings, activity, edges[::2])
         yield
-        limit = min(limit, _limit(seen))
+        limit = min(limit, limit_of(seen))
         others = yield from _refined_peaks(readings, activity, seen, limit, "lowpass")
         ahead = others[0].loglik - fits[0].loglik if others else -np.inf
         shape_found = bool(abs(ahead) > _SURE)
@@ -130,7 +122,7 @@ def search(
     rivals = [
         f.kernel
         for f in fits[1:]
-        if best.loglik - f.loglik < _SURE and abs(f.kernel.lag_s - best.kernel.lag_s) > 2 * _STEP
+        if best.loglik - f.loglik < _SURE and abs(f.kernel.lag_s - best.kernel.lag_s) > 2 * STEP
     ]
     if rivals:
         said = ", ".join(f"{1e3 * k.lag_s:.1f} ms" for k in [best.kernel, *rivals])
@@ -198,126 +190,6 @@ def _near(activity: Activity, readings: Clean, search: tuple[float, float]) -> A
     return Activity(activity.begin[keep], activity.end[keep], activity.stage[keep], activity.stages)
 
 
-# -- the map --------------------------------------------------------------------------------------
-
-
-def _running_integrals(activity: Activity, at: Float) -> Float:
-    """(stages, k): how long each stage was active before the times `at` (k,) s, in s (summed over frames)."""
-    out = np.zeros((activity.stages, len(at)))
-    for s in range(activity.stages):
-        mine = activity.stage == s
-        if mine.any():
-            out[s] = running_energy(activity.begin[mine], activity.end[mine], np.ones(int(mine.sum())))(at)
-    return out
-
-
-@dataclass(slots=True)
-class _Map:
-    """Residual sums of squares `rest` (j, k) of `rows` differences for kernels of `lag` and `width` (j, k) s,
-    neighbours in both; infinite where there is no such kernel."""
-
-    lag: Float
-    width: Float
-    rest: Float
-    rows: int
-
-
-def _boxcar_map(readings: Clean, activity: Activity, edges: Float) -> _Map:
-    """Every pair of edges."""
-    n, count, s = len(readings.time), len(edges), activity.stages
-    at = (readings.time[:, None] - edges).ravel()
-    columns = _running_integrals(activity, at).reshape(s, n, count)
-    moved = np.diff(columns, axis=1).transpose(1, 2, 0).reshape(n - 1, count * s)
-    y = np.diff(readings.value)
-    gram = (moved.T @ moved).reshape(count, s, count, s).transpose(0, 2, 1, 3)
-    right = (moved.T @ y).reshape(count, s)
-    i, j = np.triu_indices(count, 1)  # the window runs from edges[j] to edges[i] before the reading
-    width = edges[j] - edges[i]
-    own = np.einsum("kkst->kst", gram)
-    normal = own[i] + own[j] - gram[i, j] - gram[j, i]
-    normal = normal / width[:, None, None] ** 2
-    rest = np.full((count, count), np.inf)
-    rest[i, j] = _rest(normal, (right[i] - right[j]) / width[:, None], y)
-    last, first = np.meshgrid(edges, edges)
-    return _Map(first, last - first, rest, n - 1)
-
-
-def _counter_map(readings: Clean, activity: Activity, edges: Float) -> _Map:
-    n, count, s = len(readings.time), len(edges), activity.stages
-    at = (readings.time[:, None] - edges).ravel()
-    columns = np.diff(_running_integrals(activity, at).reshape(s, n, count), axis=1)
-    gap = np.diff(readings.time)
-    usable = np.flatnonzero(~readings.fresh[1:])
-    mean = (columns / gap[:, None])[:, usable]
-    y = np.diff((np.diff(readings.value) / gap)[usable])
-    rest = _rest(*_normal_equations(np.diff(mean, axis=1), y), y)
-    return _Map(edges[None], np.zeros((1, count)), rest[None], len(y))
-
-
-def _lowpass_map(readings: Clean, activity: Activity, lags: Float) -> _Map:
-    """These lags with each of `_TAUS`; the activity is filtered on a grid of `_STEP`."""
-    begin = readings.time[0] - lags[-1] - 5 * _TAUS[-1]
-    grid = np.arange(begin, readings.time[-1] - lags[0] + 2 * _STEP, _STEP)
-    mean = np.diff(_running_integrals(activity, grid), axis=1).T / _STEP  # (g, stages) up to each grid[1:]
-    place = (readings.time[:, None] - lags - grid[1]) / _STEP
-    before = np.floor(place).astype(np.int64)
-    part = (place - before)[:, :, None]
-    y = np.diff(readings.value)
-    rest = []
-    for tau in _TAUS:
-        rho = np.exp(-_STEP / tau)
-        filtered = _decaying_sums(mean * (1.0 - rho), rho)
-        columns = (1.0 - part) * filtered[before] + part * filtered[before + 1]
-        rest.append(_rest(*_normal_equations(np.diff(columns.transpose(2, 0, 1), axis=1), y), y))
-    lag, width = np.meshgrid(lags, _TAUS)
-    return _Map(lag, width, np.stack(rest), len(y))
-
-
-def _decaying_sums(values: Float, rho: float) -> Float:
-    """s_k = v_k + ρ s_{k−1} of each column (n, k): a triangular system of two diagonals."""
-    ab = np.ones((2, len(values)))
-    ab[1] = -rho
-    return np.asarray(dtbtrs(ab, values, uplo="L")[0], float)
-
-
-def _normal_equations(moved: Float, y: Float) -> tuple[Float, Float]:
-    """(k, s, s) and (k, s) of k least squares problems of y (n,) on s columns: `moved` (s, n, k)."""
-    return np.einsum("snk,tnk->kst", moved, moved, optimize=True), np.einsum("snk,n->ks", moved, y)
-
-
-def _rest(normal: Float, right: Float, y: Float) -> Float:
-    """Residual sums of squares of many least squares problems (k, s, s), (k, s) of y (n,); activity
-    that changes by less than 1e-5 of a window from row to row counts as constant."""
-    s, total = normal.shape[-1], float(y @ y)
-    ridge = 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(s) / s
-    solved = np.linalg.solve(normal + ridge + 1e-10 * len(y) * np.eye(s), right[:, :, None])[:, :, 0]
-    least = max(1e-12 * total, float(np.finfo(float).tiny))
-    return np.maximum(total - np.einsum("ks,ks->k", solved, right), least)
-
-
-def _limit(seen: _Map) -> float:
-    """The sum of squares above which no point may be a peak as high as the map's highest: both lie between
-    points of the grid, which makes their sums larger, as it does of the points beside the best one."""
-    at = np.unravel_index(np.argmin(seen.rest), seen.rest.shape)
-    beside = _around(seen.rest)[:, at[0], at[1]]
-    return _BLURRED * float(np.median(beside[np.isfinite(beside)]))
-
-
-def _peaks(seen: _Map, limit: float) -> list[tuple[float, float]]:
-    """(lag, width) of the points that are better than those around them and below the limit, best first."""
-    peak = np.isfinite(seen.rest) & (seen.rest <= np.minimum(_around(seen.rest).min(axis=0), limit))
-    order = np.argsort(seen.rest[peak], kind="stable")[:_RIVALS]
-    return list(zip(seen.lag[peak][order].tolist(), seen.width[peak][order].tolist(), strict=True))
-
-
-def _around(grid: Float) -> Float:
-    """(8, j, k): the neighbours of each point, infinite past the grid's edges."""
-    padded = np.pad(grid, 1, constant_values=np.inf)
-    j, k = grid.shape
-    shifts = [(a, b) for a in range(3) for b in range(3) if (a, b) != (1, 1)]
-    return np.stack([padded[a : a + j, b : b + k] for a, b in shifts])
-
-
 # -- refinement -----------------------------------------------------------------------------------
 
 
@@ -363,13 +235,13 @@ def _kernel(like: Kernel, at: Float, counter: bool) -> Kernel:
 
 
 def _refined_peaks(
-    readings: Clean, activity: Activity, seen: _Map, limit: float, shape: Shape
+    readings: Clean, activity: Activity, seen: Map, limit: float, shape: Shape
 ) -> Generator[None, None, list[_Refined]]:
     """The likelihood's peaks near those of the map, the highest first; those that may be it are refined
     twice."""
     counter = readings.kind == "energy"
     once: list[_Refined] = []
-    for lag, width in _peaks(seen, limit):
+    for lag, width in peaks_of(seen, limit):
         begin = Kernel(shape, lag, width)
         value, variances = _loglik(readings, activity, begin, None)
         if variances is not None:
@@ -386,7 +258,7 @@ def _refined_peaks(
 
 def _same(a: Kernel, b: Kernel) -> bool:
     """Whether two refined kernels are one peak."""
-    return max(abs(a.lag_s - b.lag_s), abs(a.width_s - b.width_s)) < _STEP / 2
+    return max(abs(a.lag_s - b.lag_s), abs(a.width_s - b.width_s)) < STEP / 2
 
 
 def _refine(readings: Clean, activity: Activity, begin: _Refined, counter: bool) -> _Refined:
@@ -408,7 +280,7 @@ def _peak(readings: Clean, activity: Activity, begin: Kernel, variances: Varianc
         return -max(_loglik_with(readings, activity, kernel, variances), -1e12)
 
     x0 = np.array([begin.lag_s] if counter else [begin.lag_s, begin.width_s])
-    simplex = np.vstack([x0, x0 + 0.6 * _STEP * np.eye(len(x0))])
+    simplex = np.vstack([x0, x0 + 0.6 * STEP * np.eye(len(x0))])
     found = minimize(
         unlikely, x0, method="Nelder-Mead",
         options={"initial_simplex": simplex, "maxfev": 45, "xatol": 2e-5, "fatol": 0.05},
@@ -475,7 +347,7 @@ def _uncertainty(
     highest = loglik(peak)
     axes = np.eye(k)
     for a, unit in enumerate(np.eye(k)):
-        step = 0.1 * _STEP
+        step = 0.1 * STEP
         while 2 * highest - loglik(peak + step * unit) - loglik(peak - step * unit) < 2.0 and step < 0.05:
             step *= 2
         axes[a, a] = step
