@@ -1,8 +1,9 @@
 """A meter's lag, width and kernel from the pipeline's own activity, by the likelihood of its readings.
 
-First a map for each kernel (`kernel_map`): least squares for every pair of window edges at once, and for every
-lag and time constant of a low-pass. Then the maps' peaks are refined by the restricted likelihood of `fit`. A map that is flat (constant load) or several peaks that are
-as likely as the best (periodic load) identify nothing, and the configured kernel stays.
+First a map for each kernel (`kernel_map`): least squares for every pair of window edges at once, and for
+every lag and time constant of a low-pass. Then the maps' peaks are refined by the restricted likelihood of
+`fit`. A map that is flat (constant load) or several peaks that are as likely as the best (periodic load)
+identify nothing, and the configured kernel stays.
 """
 
 from __future__ import annotations
