@@ -25,7 +25,7 @@ import psutil
 from benchlab_otel import contract
 from benchlab_otel.config import Host
 from benchlab_otel.contract import Metric
-from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
+from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, columns
 from benchlab_otel.sources.sysfs import is_mount_of, text
 from benchlab_otel.timebase import anchor
 
@@ -101,14 +101,14 @@ class HostReader:
             ]
         except (OSError, psutil.Error) as error:
             raise SourceError("unreadable", f"host: {error}", "mount /proc readable") from None
-        return Reply(start, anchor().now_ns(), values)
+        return start, anchor().now_ns(), values
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """One by one: disks, interfaces and processes come and go."""
         for reply in replies:
-            values: list[_Value] = reply.raw
+            start, end, (values,) = columns([reply])
             fields = [self._field(metric, labels) for metric, labels, _ in values]
-            yield Batch(*times([reply]), fields, np.array([[value for _, _, value in values]]))
+            yield Batch(start, end, fields, np.array([[value for _, _, value in values]]))
 
     def close(self) -> None:
         """Closes the files of the processors' clocks."""
