@@ -99,23 +99,19 @@ class Repeated:
         ((keys, _),) = _layouts(columns, 1)
         template = _known_template(example, columns, keys)
         self._image = np.frombuffer(_encode_group(example, columns, keys, None), np.uint8)
-        offsets = [np.arange(at, at + 8) for at in (template.span, template.start, template.end)]
-        self._open = np.concatenate([*offsets, template.table])
-        numbers = len(template.table) // 8
-        self._numbers = np.dtype(
-            [("span", ">u8"), ("start", "<i8"), ("end", "<i8"), ("table", "<f8", (numbers,))]
-        )
+        self._open = np.array([template.span, template.start, template.end, *template.table[::8]], np.int64)
         self._about = _about(resource)
 
     def request(self, span: Uint, start: Int, end: Int, values: Float) -> bytes:
         """One ExportTraceServiceRequest of n spans, with `values` (n, numbers of the table), none NaN."""
         n = len(span)
-        numbers = np.empty(n, self._numbers)
-        numbers["span"], numbers["start"], numbers["end"] = span, start, end
-        numbers["table"] = values
+        numbers = np.empty((n, len(self._open)), "<u8")
+        numbers[:, 0], numbers[:, 1], numbers[:, 2] = span.byteswap(), start, end
+        numbers.view("<f8")[:, 3:] = values
         out = np.empty((n, len(self._image)), np.uint8)
         out[:] = self._image
-        out[:, self._open] = numbers.view(np.uint8).reshape(n, -1)
+        from_each_byte = np.ndarray((n, out.shape[1] - 7), "<u8", out, strides=(out.shape[1], 1))
+        from_each_byte[:, self._open] = numbers
         return _request(self._about, [out.reshape(-1).data])
 
 

@@ -26,7 +26,7 @@ from benchlab_otel import contract
 from benchlab_otel.config import Host
 from benchlab_otel.contract import Metric
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, columns
-from benchlab_otel.sources.sysfs import is_mount_of, text
+from benchlab_otel.sources.sysfs import contents, is_mount_of, text
 from benchlab_otel.timebase import anchor
 
 METRICS = (
@@ -91,8 +91,7 @@ class HostReader:
             values = [
                 *self._processors(),
                 *self._frequencies(),
-                *_memory(),
-                *_swap(settings.procfs),
+                *_memory(settings.procfs),
                 *_disks(settings.sysfs),
                 *_network(),
                 *_pressure(settings.procfs),
@@ -164,25 +163,30 @@ def _clock_files(sysfs: Path) -> dict[str, int]:
     return files
 
 
-def _memory() -> Iterator[_Value]:
-    """By states that add up to all memory, as the semantic conventions want; psutil's `used` does not: it
-    has shared memory in it, which is cached, too."""
-    memory = psutil.virtual_memory()
-    states = {state: getattr(memory, state) for state in ("free", "cached", "buffers")}
-    states["used"] = max(0, memory.total - sum(states.values()))
-    yield from ((contract.MEMORY_USAGE, (state,), float(size)) for state, size in states.items())
-    yield contract.MEMORY_LIMIT, (), float(memory.total)
+_MEMINFO = re.compile(
+    rb"^(MemTotal|MemFree|Buffers|Cached|SReclaimable|SwapTotal|SwapFree): *(\d+) kB$", re.MULTILINE
+)
 
 
-_SWAP_KB = re.compile(r"^Swap(Total|Free): *(\d+) kB$", re.MULTILINE)
+def _memory(procfs: Path) -> Iterator[_Value]:
+    """Memory by states that add up to all of it, as the semantic conventions want, and swap.
 
-
-def _swap(procfs: Path) -> Iterator[_Value]:
-    """Not by psutil, which reads all of vmstat for it, too."""
-    bytes_of = {name: float(kb) * 1024 for name, kb in _SWAP_KB.findall(text(f"{procfs}/meminfo"))}
-    if bytes_of.get("Total"):
-        yield contract.PAGING_USAGE, ("used",), bytes_of["Total"] - bytes_of["Free"]
-        yield contract.PAGING_USAGE, ("free",), bytes_of["Free"]
+    Not by psutil: its `used` has shared memory in it, which is cached, too; and for swap it reads all of
+    vmstat.
+    """
+    known = {name: float(kb) * 1024 for name, kb in _MEMINFO.findall(contents(f"{procfs}/meminfo"))}
+    if total := known.get(b"MemTotal"):
+        states = {
+            "free": known.get(b"MemFree", 0.0),
+            "cached": known.get(b"Cached", 0.0) + known.get(b"SReclaimable", 0.0),
+            "buffers": known.get(b"Buffers", 0.0),
+        }
+        states["used"] = max(0.0, total - sum(states.values()))
+        yield from ((contract.MEMORY_USAGE, (state,), size) for state, size in states.items())
+        yield contract.MEMORY_LIMIT, (), total
+    if known.get(b"SwapTotal") and b"SwapFree" in known:
+        yield contract.PAGING_USAGE, ("used",), known[b"SwapTotal"] - known[b"SwapFree"]
+        yield contract.PAGING_USAGE, ("free",), known[b"SwapFree"]
 
 
 def _disks(sysfs: Path) -> Iterator[_Value]:

@@ -54,12 +54,23 @@ def scaled(factor: float, limits: tuple[float, float] = ANY) -> Callable[..., fl
 
 
 def text(path: Path | str) -> str:
-    """What a file says, "" where it can't be read. Unbuffered, which takes a third less time."""
+    """What a file says, "" where it can't be read."""
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - may be a str
-            return file.readall().decode(errors="replace").strip()
+        return contents(path).decode(errors="replace").strip()
     except OSError:
         return ""
+
+
+def contents(path: Path | str) -> bytes:
+    """All bytes of a file, with half the calls into the kernel that `open` makes."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = b""
+        while part := os.read(file, 1 << 16):
+            found += part
+        return found
+    finally:
+        os.close(file)
 
 
 def place(folder: Path) -> str:
