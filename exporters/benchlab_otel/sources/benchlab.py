@@ -141,8 +141,9 @@ class BenchlabReader:
         sensors = np.frombuffer(b"".join(raw), self._layout.sensors)
         n, problem = implausible(sensors, self._layout)
         if n:
-            lasting = np.broadcast_to(self._lasting, (n, len(self._lasting)))
-            values = np.hstack([*(group.values(sensors[:n]) for group in self._groups), lasting])
+            values, told = np.empty((n, len(self._fields))), len(self._fields) - len(self._lasting)
+            np.concatenate([group.values(sensors[:n]) for group in self._groups], 1, out=values[:, :told])
+            values[:, told:] = self._lasting
             yield Batch(start[:n], end[:n], self._fields, values)
         if problem:
             self._failed = True

@@ -16,6 +16,10 @@ from benchlab_otel.sources.reading import Batch, Device, Field
 _MOST_PREPARED = 64  # of one device: sensors that come and go at random have many
 
 
+_Columns = Int | list[int] | slice  # a slice copies nothing
+_Prepared = tuple[_Columns, Repeated]  # which of the sampled values are there, and the requests of them
+
+
 class Samples:
     """Trace requests of a device's readings; `trace` (1, 2) and `root` (1,) are the session's."""
 
@@ -25,8 +29,8 @@ class Samples:
         self._attributes: dict[str, Attribute] = {**about, **device.attributes}
         self._fields: Sequence[Field] = ()
         self._keys: tuple[str, ...] = ()
-        self._columns: list[int] | slice = []  # of the values with a key
-        self._prepared: dict[tuple[tuple[str, ...], bytes], Repeated] = {}  # by keys, and which are absent
+        self._columns: _Columns = []  # of the values with a key
+        self._prepared: dict[tuple[tuple[str, ...], bytes], _Prepared] = {}  # by keys, and which are absent
 
     def request(self, batch: Batch) -> bytes | None:
         """The samples of a batch; None where none of its values belongs in one."""
@@ -37,27 +41,26 @@ class Samples:
         values = batch.values[:, self._columns]
         span = nonzero(np.frombuffer(os.urandom(8 * len(values)), np.uint64))
         absent = np.isnan(values)
-        if not absent.any():
-            return self._repeated(absent[0]).request(span, batch.start_ns, batch.end_ns, values)
-        if (absent == absent[0]).all():
-            there = values[:, ~absent[0]]
-            return self._repeated(absent[0]).request(span, batch.start_ns, batch.end_ns, there)
-        return encode_request(self._resource, [self._spans(span, batch.start_ns, batch.end_ns, values)])
+        if (absent != absent[0]).any():
+            return encode_request(self._resource, [self._spans(span, batch.start_ns, batch.end_ns, values)])
+        there, repeated = self._repeated(absent[0])
+        return repeated.request(span, batch.start_ns, batch.end_ns, values[:, there])
 
     def _look_at(self, fields: Sequence[Field]) -> None:
         sampled = [i for i, field in enumerate(fields) if field.key]
         self._fields, self._keys = fields, tuple(fields[i].key for i in sampled)
         first = sampled == list(range(len(sampled)))
-        self._columns = slice(len(sampled)) if first else sampled  # a slice copies nothing
+        self._columns = slice(len(sampled)) if first else sampled
 
-    def _repeated(self, absent: Bool) -> Repeated:
+    def _repeated(self, absent: Bool) -> _Prepared:
         kind = (self._keys, absent.tobytes())
         if kind not in self._prepared:
             if len(self._prepared) >= _MOST_PREPARED:
                 self._prepared.clear()
             one = np.ones(1, np.int64)
             example = self._spans(one.astype(np.uint64), one, one, np.where(absent, np.nan, 0.0)[None])
-            self._prepared[kind] = Repeated(self._resource, example)
+            there = np.flatnonzero(~absent) if absent.any() else slice(None)
+            self._prepared[kind] = there, Repeated(self._resource, example)
         return self._prepared[kind]
 
     def _spans(self, span: Uint, start: Int, end: Int, values: Float) -> SpanBatch:
