@@ -2,9 +2,10 @@
 
     python bench/sampling.py [SECONDS]
 
-RAPL at 1 kHz on a powercap tree of three zones, encoded into a sink that counts; the loop opens and
-reads the same files, sleeps for a millisecond and keeps nothing; "sleep" only wakes up a thousand
-times a second: what this machine's kernel (and hypervisor) takes for that alone. Then every source
+RAPL at 1 kHz on a powercap tree of three zones, and on one of one zone, encoded into a sink that
+counts; the loop opens and reads the three files, sleeps for a millisecond and keeps nothing; "sleep"
+only wakes up a thousand times a second: what this machine's kernel (and hypervisor) takes for that
+alone, and "sleep, read" reads the three files besides. Then every source
 at 20 Hz (host at 1 Hz), BENCHLAB as an emulator in another process and NVML as the tests' stub library,
 the kernel's drivers as the /sys of real machines (tests/sysfs): so without the time that a driver takes;
 "sleep" is again the wakes alone, of a thread for each rate, as the sources of one rate are read together.
@@ -46,7 +47,8 @@ from benchlab_otel.timebase import anchor
 from machines import unpack
 
 RATE_HZ, REPEATS = 1000.0, 3
-ZONES = {"0": "package-0", "0:0": "core", "0:1": "dram"}
+ONE_ZONE = {"0": "package-0"}
+ZONES = ONE_ZONE | {"0:0": "core", "0:1": "dram"}
 EDGES_US = [0, 50, 100, 150, 200, 300, 500, 1_000, 2_000, 5_000, 10_000]
 
 
@@ -89,9 +91,9 @@ class NotedSchedule(Schedule):
         return deadline
 
 
-def fixture(root: Path) -> list[Path]:
+def fixture(root: Path, zones: dict[str, str] = ZONES) -> list[Path]:
     """A powercap tree; the files that hold its counters."""
-    for number, name in ZONES.items():
+    for number, name in zones.items():
         folder = root / "class/powercap" / f"intel-rapl:{number}"
         folder.mkdir(parents=True)
         (folder / "name").write_text(f"{name}\n")
@@ -135,22 +137,27 @@ def loop(files: list[Path], seconds: float) -> None:
     assert values
 
 
-def only_sleep(schedule: Schedule, seconds: float) -> None:
-    """Wakes up as often as a sampler and does nothing."""
+def only_sleep(schedule: Schedule, files: list[int], seconds: float) -> None:
+    """Wakes up as often as a sampler, reads the open files and does nothing else."""
     end = time.monotonic() + seconds
     while (due := schedule.next(time.monotonic())) < end:
         time.sleep(max(0.0, due - time.monotonic()))
+        for file in files:
+            os.pread(file, 32, 0)
 
 
-def only_wake(rates: list[float], seconds: float) -> None:
+def only_wake(rates: list[float], seconds: float, files: tuple[Path, ...] = ()) -> None:
     """A thread for each rate."""
     begins = (time.monotonic() + i * sources.APART_S for i in range(len(rates)))
     schedules = [Schedule(1 / rate, begin, seed=1) for rate, begin in zip(rates, begins, strict=True)]
-    threads = [Thread(target=only_sleep, args=(schedule, seconds)) for schedule in schedules]
+    numbers = [os.open(file, os.O_RDONLY) for file in files]
+    threads = [Thread(target=only_sleep, args=(schedule, numbers, seconds)) for schedule in schedules]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    for number in numbers:
+        os.close(number)
 
 
 def shares(ways: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
@@ -241,7 +248,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, emulator() as port:
         tree = Path(folder)
         files = fixture(tree)
+        fixture(tree / "one", ONE_ZONE)
         fast = Sources(rapl=Rapl(rate_hz=RATE_HZ, sysfs=tree))
+        fast_one = Sources(rapl=Rapl(rate_hz=RATE_HZ, sysfs=tree / "one"))
         laptop = unpack("thinkpad-x1-i7-8550u", tree / "laptop")
         desktop = unpack("ryzen-5950x-rx6800xt", tree / "desktop")
         slow = Sources(
@@ -258,10 +267,12 @@ def main() -> None:
                 "rapl": partial(sampled, ["rapl"], fast, seconds),
                 "open, read, sleep": partial(measured, partial(loop, files, seconds)),
                 "sleep": partial(measured, partial(only_wake, [RATE_HZ], seconds)),
+                "sleep, read": partial(measured, partial(only_wake, [RATE_HZ], seconds, tuple(files))),
+                "rapl, one zone": partial(sampled, ["rapl"], fast_one, seconds),
             }
         )
         tell(result)
-        ours, theirs, asleep = map(statistics.median, result.values())
+        ours, theirs, asleep, *_ = map(statistics.median, result.values())
         above = (theirs - asleep) / (ours - asleep)
         print(f"{'ratio':28}{theirs / ours:8.1f}  (loop to ours; {above:.1f} without the sleep of both)")
         print("lateness")

@@ -15,7 +15,15 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from benchlab_otel import __version__
-from benchlab_otel.otlp.encode import SCOPE_NAME, Optional, SpanBatch, Strings, Table, encode_request
+from benchlab_otel.otlp.encode import (
+    SCOPE_NAME,
+    Optional,
+    Repeated,
+    SpanBatch,
+    Strings,
+    Table,
+    encode_request,
+)
 
 U64 = st.integers(1, 2**64 - 1)
 I64 = st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 300)
@@ -201,3 +209,27 @@ def test_a_column_without_otlp_encoding_is_named() -> None:
     )
     with pytest.raises(TypeError, match=r"frame\.tag"):
         encode_request({}, [batch])
+
+
+@given(st.integers(0, 40), st.integers(0, 4), st.integers(0, 2), TEXT, st.booleans())
+def test_repeated_spans_are_the_bytes_of_the_same_spans_in_a_batch(n, numbers, absent, text, root):
+    def batch(n: int, values: np.ndarray) -> SpanBatch:
+        return SpanBatch(
+            "sample",
+            trace=np.array([[3, 4]], np.uint64).repeat(n, axis=0),
+            span=np.arange(1, n + 1, dtype=np.uint64) * 0x0102030405060708,
+            start=np.arange(1, n + 1) * 1_795_000_000_000_000_001,
+            end=np.arange(1, n + 1) * 1_795_000_000_000_000_003,
+            parent=None if root else np.full(n, 7, np.uint64),
+            attributes={"hw.id": text, "meter.lag": 5},
+            table=Table(tuple(f"key.{i}" for i in range(absent + numbers)), values),
+        )
+
+    missing = np.full((n + 1, absent), np.nan)
+    there = np.arange((n + 1) * numbers).reshape(n + 1, numbers) / 7
+    values = np.hstack([missing, there])
+    repeated = Repeated({"host.name": text}, batch(1, values[:1]))
+    whole = batch(n, values[:n])
+    if n:
+        request = repeated.request(whole.span, whole.start, whole.end, there[:n])
+        assert request == encode_request({"host.name": text}, [whole])

@@ -207,12 +207,19 @@ def test_limits_are_read_again_and_none_is_absent(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "12x\n", "\xff\n"])
-def test_a_counter_that_is_no_number_is_refused(tmp_path, text):
+@pytest.mark.parametrize("good", [0, 1, 2])
+def test_a_counter_that_is_no_number_is_refused_after_what_came_before_it(tmp_path, text, good):
     folder = zone(tmp_path, "0", "package-0", 1)
     with opened(tmp_path) as reader:
+        replies = [reader.read() for _ in range(good)]
         (folder / "energy_uj").write_text(text, "latin-1")
-        with pytest.raises(SourceError, match="intel-rapl:0: expected a number of microjoules"):
-            reader.read()
+        replies += [reader.read() for _ in range(2)]
+        decoded = reader.decode(replies)
+        if good:
+            assert next(decoded).values[:, 0].tolist() == [0.0] * good
+        with pytest.raises(SourceError, match=r"intel-rapl:0: expected a number of microj.*found b") as error:
+            next(decoded)
+        assert error.value.reason == "garbled"
 
 
 def test_a_counter_beyond_its_bits_is_refused_also_when_it_is_opened(tmp_path):

@@ -84,13 +84,43 @@ class SpanBatch:
 
 def encode_request(resource: Resource, batches: Sequence[SpanBatch]) -> bytes:
     """One ExportTraceServiceRequest (= TracesData) with all spans of `batches` under `resource`."""
-    pieces: list[Buffer] = [_scope()]
-    for batch in batches:
-        pieces += _encoded_groups(batch)
-    spans_head = _head(2, sum(map(len, pieces)))
-    about = _resource(tuple(resource.items()), tuple(map(type, resource.values())))
-    whole = len(about) + len(spans_head) + sum(map(len, pieces))
-    return b"".join([_head(1, whole), about, spans_head, *pieces])
+    return _request(_about(resource), [piece for batch in batches for piece in _encoded_groups(batch)])
+
+
+class Repeated:
+    """Requests of spans that differ from `example` in nothing but span id, times and numbers of the table.
+
+    All else is encoded once. `example` is one span; what its table has no number for, they have none for. The
+    bytes are those of `encode_request`, for a fraction of its calls.
+    """
+
+    def __init__(self, resource: Resource, example: SpanBatch) -> None:
+        columns = _columns(example)
+        ((keys, _),) = _layouts(columns, 1)
+        template = _known_template(example, columns, keys)
+        self._image = np.frombuffer(_encode_group(example, columns, keys, None), np.uint8)
+        self._open = np.array([template.span, template.start, template.end, *template.table[::8]], np.int64)
+        self._about = _about(resource)
+
+    def request(self, span: Uint, start: Int, end: Int, values: Float) -> bytes:
+        """One ExportTraceServiceRequest of n spans, with `values` (n, numbers of the table), none NaN."""
+        n = len(span)
+        numbers = np.empty((n, len(self._open)), "<u8")
+        numbers[:, 0], numbers[:, 1], numbers[:, 2] = span.byteswap(), start, end
+        numbers.view("<f8")[:, 3:] = values
+        out = np.empty((n, len(self._image)), np.uint8)
+        out[:] = self._image
+        from_each_byte = np.ndarray((n, out.shape[1] - 7), "<u8", out, strides=(out.shape[1], 1))
+        from_each_byte[:, self._open] = numbers
+        return _request(self._about, [out.reshape(-1).data])
+
+
+def _request(about: bytes, spans: Sequence[Buffer]) -> bytes:
+    """The request of encoded spans."""
+    scope = _scope()
+    size = len(scope) + sum(map(len, spans))
+    spans_head = _head(2, size)
+    return b"".join([_head(1, len(about) + len(spans_head) + size), about, spans_head, scope, *spans])
 
 
 def _encoded_groups(batch: SpanBatch) -> list[Buffer]:
@@ -426,6 +456,10 @@ def _key_value(key: str, value: Scalar) -> bytes:
     else:
         any_value = b"\x21" + struct.pack("<d", value)
     return _field(1, key.encode()) + _field(2, any_value)
+
+
+def _about(resource: Resource) -> bytes:
+    return _resource(tuple(resource.items()), tuple(map(type, resource.values())))
 
 
 @lru_cache(maxsize=64)

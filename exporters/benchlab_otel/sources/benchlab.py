@@ -24,7 +24,7 @@ from benchlab_otel.sources.benchlab_control import Control, Latency
 from benchlab_otel.sources.benchlab_port import NOT_FOUND, QUIET_S, Port
 from benchlab_otel.sources.benchlab_settings import Settings
 from benchlab_otel.sources.benchlab_values import groups, implausible, metrics
-from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
+from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, columns
 
 METRICS = (*metrics(wire.layout(0x11, wire.newest_firmware(0x11))), contract.HW_INFO, contract.HW_CALIBRATION)
 
@@ -130,19 +130,20 @@ class BenchlabReader:
         """All sensors at once; raises SourceError for anything but one whole answer."""
         self._failed = True  # unless all goes well
         reply = self._port.ask(_READ_SENSORS, self._layout.sensors.itemsize)
-        self._failed = wire.GREETING in reply.raw
+        self._failed = wire.GREETING in reply[2]
         if self._failed:
             raise SourceError("garbled", f"{self.path}: an unsolicited welcome in the answer")
         return reply
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """The values of all sensors; SourceError at the first answer that is not plausible."""
-        start, end = times(replies)
-        sensors = np.frombuffer(b"".join(reply.raw for reply in replies), self._layout.sensors)
+        start, end, raw = columns(replies)
+        sensors = np.frombuffer(b"".join(raw), self._layout.sensors)
         n, problem = implausible(sensors, self._layout)
         if n:
-            lasting = np.broadcast_to(self._lasting, (n, len(self._lasting)))
-            values = np.hstack([*(group.values(sensors[:n]) for group in self._groups), lasting])
+            values, told = np.empty((n, len(self._fields))), len(self._fields) - len(self._lasting)
+            np.concatenate([group.values(sensors[:n]) for group in self._groups], 1, out=values[:, :told])
+            values[:, told:] = self._lasting
             yield Batch(start[:n], end[:n], self._fields, values)
         if problem:
             self._failed = True
@@ -189,7 +190,7 @@ def shake_hands(port: Port) -> Identity:
     """Makes sure that a BENCHLAB of a known firmware is on the line; SourceError says what is instead."""
     port.drain()
     welcome = _welcome(port)
-    vendor, product_id, firmware = port.ask(bytes([wire.READ_VENDOR_DATA]), wire.VENDOR_SIZE).raw
+    vendor, product_id, firmware = port.answer(bytes([wire.READ_VENDOR_DATA]), wire.VENDOR_SIZE)
     if vendor != wire.VENDOR_ID:
         raise SourceError("garbled", f"{port.path}: vendor {vendor:#04x}, expected {wire.VENDOR_ID:#04x}")
     try:
@@ -200,7 +201,7 @@ def shake_hands(port: Port) -> Identity:
     if len(welcome) != layout.welcome_size:
         expected = f"{len(welcome)} B of welcome, expected {layout.welcome_size}"
         raise SourceError("garbled", f"{port.path}: {layout.product} firmware {firmware}: {expected}")
-    uid = port.ask(bytes([wire.READ_UID]), wire.UID_SIZE).raw
+    uid = port.answer(bytes([wire.READ_UID]), wire.UID_SIZE)
     return Identity(layout, uid, Settings(port, layout).name())
 
 
@@ -208,7 +209,7 @@ def _welcome(port: Port) -> bytes:
     """The greeting: 9 bytes of old firmware, 32 of new."""
     short = len(wire.GREETING) + 1
     try:
-        reply: bytes = port.ask(bytes([wire.WELCOME]), short, alone=False).raw
+        reply = port.answer(bytes([wire.WELCOME]), short, alone=False)
     except SourceError as error:
         if error.reason == "lost":
             raise

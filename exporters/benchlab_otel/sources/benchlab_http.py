@@ -194,7 +194,7 @@ class _Polls:
             raise _unreachable(self._server.url, error) from None
         begin = asked if self._fresh else self._before
         self._before = asked
-        return Reply(begin, anchor().now_ns(), text)
+        return begin, anchor().now_ns(), text
 
     def close(self) -> None:
         self._connection.close()

@@ -26,7 +26,7 @@ from benchlab_otel.sources.benchlab_values import (
     max_volts,
     metrics,
 )
-from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
+from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, columns
 from benchlab_otel.timebase import anchor
 
 METRICS = tuple(m for m in metrics(wire.layout(0x11, 4)) if m is not contract.HW_STATUS)
@@ -250,7 +250,7 @@ class Pushed:
         """A reading that has come now; it was made after the one before came."""
         now = anchor().now_ns()
         with self._changed:
-            self._newest, self._before = Reply(self._before, now, text), now
+            self._newest, self._before = (self._before, now, text), now
             self._changed.notify()
 
     def fail(self, error: SourceError) -> None:
@@ -296,16 +296,18 @@ class JsonReader:
         rows: list[tuple[Reply, list[float]]] = []
         problem: SourceError | None = None
         for reply in replies:
-            if reply.raw == self._before:
+            _, _, text = reply
+            if text == self._before:
                 continue
             try:
-                rows.append((reply, row(self._fields, self._values(parse(self.device.hw_id, reply.raw)))))
+                rows.append((reply, row(self._fields, self._values(parse(self.device.hw_id, text)))))
             except SourceError as error:
                 problem = error
                 break
-            self._before, self._news = reply.raw, time.monotonic()
+            self._before, self._news = text, time.monotonic()
         if rows:
-            yield Batch(*times([r for r, _ in rows]), self._fields, np.array([values for _, values in rows]))
+            start, end, _ = columns([r for r, _ in rows])
+            yield Batch(start, end, self._fields, np.array([values for _, values in rows]))
         if problem:
             raise problem
         if time.monotonic() - self._news > STALE_S:

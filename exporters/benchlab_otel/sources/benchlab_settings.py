@@ -31,7 +31,7 @@ class Settings:
 
     def name(self) -> str:
         """What it is called."""
-        raw = self.port.ask(bytes([wire.READ_NAME]), wire.NAME_SIZE).raw
+        raw = self.port.answer(bytes([wire.READ_NAME]), wire.NAME_SIZE)
         return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
 
     def set_name(self, name: str) -> None:
@@ -118,8 +118,7 @@ class Settings:
         raise self._refused("the device is still there")
 
     def _struct(self, opcode: int, arguments: bytes, name: str) -> bytes:
-        raw: bytes = self.port.ask(bytes([opcode]) + arguments, self.layout.structs[name].itemsize).raw
-        return raw
+        return self.port.answer(bytes([opcode]) + arguments, self.layout.structs[name].itemsize)
 
     def _write(self, request: bytes, read: Callable[[], T], expected: T) -> None:
         self._command(request)
@@ -141,7 +140,7 @@ class Settings:
             time.sleep(_GAP_S)
             if wire.STATUS not in self.layout.commands:
                 return
-            (status,) = self.port.ask(bytes([wire.STATUS]), 1).raw
+            (status,) = self.port.answer(bytes([wire.STATUS]), 1)
             if status == wire.OK:
                 return
             if status != wire.BUSY or time.monotonic() > deadline:

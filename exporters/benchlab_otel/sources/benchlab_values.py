@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ def max_volts(rail: str) -> float:
     return 2.0 * wire.NOMINAL_VOLTS[rail.partition("_W")[0]]
 
 
+@cache
+def _most_volts(rails: tuple[str, ...]) -> Float:
+    return np.array([max_volts(rail) for rail in rails])
+
+
 def implausible(sensors: Sensors, layout: wire.Layout) -> tuple[int, str]:
     """The first of n answers that can't be true and why, (n, "") where all can.
 
@@ -33,14 +39,17 @@ def implausible(sensors: Sensors, layout: wire.Layout) -> tuple[int, str]:
     """
     power = sensors["PowerReadings"]
     volts, watts = power["Voltage"] / 1e3, power["Power"] / 1e3
-    total = watts[:, : len(wire.RAILS)].sum(axis=1, keepdims=True)
+    total = watts[:, : len(wire.RAILS)].sum(axis=1)
     temperatures = _temperatures(sensors)
     outside = (temperatures < DEGREES[0]) | (temperatures > DEGREES[1])
-    amperes, most = power["Current"] / 1e3, np.array([max_volts(rail) for rail in layout.rails])
     checks: list[tuple[Bool, str]] = [
-        ((volts < LEAST_VOLTS) | (volts > most), f"a rail below {LEAST_VOLTS} V or above twice its voltage"),
-        (abs(amperes) > MAX_AMPERES, f"more than {MAX_AMPERES} A"),
-        (abs(np.hstack([total, watts])) > MAX_WATTS, f"more than {MAX_WATTS} W"),
+        (
+            (volts < LEAST_VOLTS) | (volts > _most_volts(layout.rails)),
+            f"a rail below {LEAST_VOLTS} V or above twice its voltage",
+        ),
+        (abs(power["Current"] / 1e3) > MAX_AMPERES, f"more than {MAX_AMPERES} A"),
+        (abs(total) > MAX_WATTS, f"more than {MAX_WATTS} W"),
+        (abs(watts) > MAX_WATTS, f"more than {MAX_WATTS} W"),
         (outside, f"a temperature outside {DEGREES[0]} to {DEGREES[1]} °C"),
         (sensors["Hum"] > 1000, "a humidity above 100 %"),
         *(
@@ -87,9 +96,9 @@ def groups(layout: wire.Layout) -> list[Group]:
     inputs = [f"VIN{n}" for n in range(layout.sensors["Vin"].shape[0])]
     parts = {"cpu": "cpu", "gpu": "gpu", "mb": "motherboard"}
 
-    def total(domain: str) -> Callable[[Sensors], Float]:
-        rows = [wire.RAILS.index(rail) for rail in wire.DOMAINS[domain]]
-        return lambda s: s["PowerReadings"]["Power"][:, rows].sum(axis=1, keepdims=True) / 1e3
+    def totals(*domains: str) -> Callable[[Sensors], Float]:
+        has = np.array([[rail in wire.DOMAINS[domain] for domain in domains] for rail in rails], np.int64)
+        return lambda s: s["PowerReadings"]["Power"] @ has / 1e3
 
     def power(name: str) -> Callable[[Sensors], Float]:
         return lambda s: s["PowerReadings"][name] / 1e3
@@ -98,8 +107,13 @@ def groups(layout: wire.Layout) -> list[Group]:
         return lambda s: _present(s[name][:, None], scale)
 
     return [
-        _group("hw.power.", ["system"], contract.HOST_POWER, "", total("system")),
-        *(_group("hw.power.", [d], contract.HW_POWER, parts[d], total(d)) for d in ("cpu", "gpu", "mb")),
+        _group("hw.power.", ["system"], contract.HOST_POWER, "", totals("system")),
+        Group(
+            [f"hw.power.{domain}" for domain in parts],
+            contract.HW_POWER,
+            [{"hw.type": part, "hw.sensor_location": domain} for domain, part in parts.items()],
+            totals(*parts),
+        ),
         _group("hw.power.rail.", rails, contract.HW_POWER, "power_rail", power("Power")),
         _group("hw.voltage.rail.", rails, contract.HW_VOLTAGE, "power_rail", power("Voltage")),
         _group("hw.current.rail.", rails, contract.HW_CURRENT, "power_rail", power("Current")),
@@ -114,8 +128,10 @@ def groups(layout: wire.Layout) -> list[Group]:
             degrees("Tchip", layout.chip_degrees),
         ),
         _group("hw.temperature.", layout.temperatures, contract.HW_TEMPERATURE, "temperature", _temperatures),
-        _group("hw.temperature.", ["ambient"], contract.HOST_AMBIENT, "", lambda s: _ambient(s)[:, :1]),
-        _group("hw.humidity.", ["ambient"], contract.HW_HUMIDITY, "humidity", lambda s: _ambient(s)[:, 1:]),
+        _group("hw.temperature.", ["ambient"], contract.HOST_AMBIENT, "", lambda s: _ambient(s, "Tamb", 0.1)),
+        _group(
+            "hw.humidity.", ["ambient"], contract.HW_HUMIDITY, "humidity", lambda s: _ambient(s, "Hum", 0.001)
+        ),
         _group("hw.fan.speed.", fans, contract.HW_FAN_SPEED, "fan", lambda s: _fans(s, "Tach", 1.0)),
         _group(
             "hw.fan.speed_ratio.", fans, contract.HW_FAN_SPEED_RATIO, "fan", lambda s: _fans(s, "Duty", 0.01)
@@ -150,10 +166,10 @@ def _temperatures(sensors: Sensors) -> Float:
     return _present(sensors["Ts"], 0.1)
 
 
-def _ambient(sensors: Sensors) -> Float:
-    """°C and relative humidity (n, 2), absent when both are 0: that is what a failed I2C bus reads."""
-    raw = np.stack([sensors["Tamb"], sensors["Hum"]], axis=1)
-    return np.where(raw.any(axis=1, keepdims=True), raw * (0.1, 0.001), np.nan)
+def _ambient(sensors: Sensors, name: str, scale: float) -> Float:
+    """°C or relative humidity, absent when both are 0: that is what a failed I2C bus reads."""
+    there = (sensors["Tamb"] != 0) | (sensors["Hum"] != 0)
+    return np.where(there, sensors[name] * scale, np.nan)[:, None]
 
 
 def _fans(sensors: Sensors, name: str, scale: float) -> Float:

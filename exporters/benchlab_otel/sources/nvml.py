@@ -30,7 +30,7 @@ import pynvml
 from benchlab_otel import contract, wire
 from benchlab_otel.config import Nvml
 from benchlab_otel.contract import Metric
-from benchlab_otel.model import Bool, Float, Int, Scalar
+from benchlab_otel.model import Float, Int, Scalar
 from benchlab_otel.sources.nvml_calls import (
     INSTALL,
     energy_meter,
@@ -41,7 +41,7 @@ from benchlab_otel.sources.nvml_calls import (
 )
 from benchlab_otel.sources.nvml_library import Library
 from benchlab_otel.sources.nvml_state import Gpu, State, hw_id, mig_instances
-from benchlab_otel.sources.reading import Batch, Device, Field, Reason, Reply, SourceError, times
+from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, columns
 from benchlab_otel.timebase import anchor
 
 METRICS = (
@@ -130,6 +130,8 @@ class NvmlReader:
         self._first, self._rest = ([m.call for m in found] + [tuple, tuple])[:2]
         self._names = [name for meter in found for name in meter.names]
         self._fields = _fields(card, self._names)
+        self._state_fields, self._all_fields = list[Field](), self._fields
+        self._counts = self._names[:1] == ["energy"]
         self._last_ns, self._last_j = 0, math.nan
         self._refresh = Refresh()
         self.device = Device(
@@ -148,22 +150,30 @@ class NvmlReader:
             start = time.monotonic_ns()
             raw = self._first()
             end = time.monotonic_ns()
-            return Reply(start + self._offset_ns, end + self._offset_ns, raw + self._rest())
+            return start + self._offset_ns, end + self._offset_ns, raw + self._rest()
         except pynvml.NVMLError as error:
             raise failure(error, self._what) from None
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """Energy and power of each reply, with the newest state; SourceError where a value can't be."""
-        start, end = times(replies)
-        values = np.array([reply.raw for reply in replies], np.float64).reshape(len(replies), -1) * 1e-3
-        n, error = self._judge(start, values)
+        start, end, raw = columns(replies)
+        told = np.array(raw, np.float64).reshape(len(replies), -1) * 1e-3
+        n, error = self._judge(start, told)
         if n:
-            refresh = self._refresh.update(start[:n], values[:n, :1])
-            fields, told = self._state.latest()
-            slow = np.broadcast_to([refresh, *told], (n, 1 + len(told)))
-            yield Batch(start[:n], end[:n], [*self._fields, *fields], np.hstack([values[:n], slow]))
+            state_fields, state = self._state.latest()
+            values = np.empty((n, len(self._fields) + len(state)))
+            values[:, : len(self._names)] = told[:n]
+            values[:, len(self._names)] = self._refresh.update(start[:n], told[:n, :1])
+            values[:, len(self._fields) :] = state
+            yield Batch(start[:n], end[:n], self._fields_with(state_fields), values)
         if error:
             raise error
+
+    def _fields_with(self, state: list[Field]) -> list[Field]:
+        """All fields, in the same list as long as the state's are the same."""
+        if state is not self._state_fields:
+            self._state_fields, self._all_fields = state, [*self._fields, *state]
+        return self._all_fields
 
     def close(self) -> None:
         """Lets go of the GPU, unless a call that hangs still has it."""
@@ -172,22 +182,23 @@ class NvmlReader:
 
     def _judge(self, start: Int, values: Float) -> tuple[int, SourceError | None]:
         """How many readings can be, and what is wrong with the one after them."""
-        is_energy = np.array([name == "energy" for name in self._names], bool)
-        energy = values[:, is_energy]
-        steps = np.diff(energy, axis=0, prepend=np.full((1, energy.shape[1]), self._last_j))
-        most = (np.diff(start, prepend=self._last_ns)[:, None] * 1e-9 + STILL_S) * MAX_WATTS
-        checks: list[tuple[Bool, Reason, str]] = [
-            (steps < 0, "reset", "the energy counter began again"),
-            (steps > most, "implausible", f"energy rose by more than {MAX_WATTS} W"),
-            (values[:, ~is_energy] > MAX_WATTS, "implausible", f"a power above {MAX_WATTS} W"),
-        ]
-        wrong = [(int(np.argwhere(w)[0, 0]), reason, text) for w, reason, text in checks if w.any()]
-        if wrong:
-            n, reason, text = min(wrong)
-            return n, SourceError(reason, f"{self._what}: {text}")
-        if is_energy.any():
-            self._last_ns, self._last_j = int(start[-1]), float(energy[-1, 0])
+        for n, (moment, row) in enumerate(zip(start.tolist(), values.tolist(), strict=True)):
+            if error := self._wrong(moment, row):
+                return n, error
         return len(values), None
+
+    def _wrong(self, moment: int, values: list[float]) -> SourceError | None:
+        """What is wrong with a reading; plain numbers, as the few readings of a flush are slow in arrays."""
+        if max(values[self._counts :], default=0.0) > MAX_WATTS:
+            return SourceError("implausible", f"{self._what}: a power above {MAX_WATTS} W")
+        if self._counts:
+            step, most = values[0] - self._last_j, ((moment - self._last_ns) * 1e-9 + STILL_S) * MAX_WATTS
+            if step < 0:
+                return SourceError("reset", f"{self._what}: the energy counter began again")
+            if step > most:
+                return SourceError("implausible", f"{self._what}: energy rose by more than {MAX_WATTS} W")
+            self._last_ns, self._last_j = moment, values[0]
+        return None
 
 
 class Refresh:

@@ -18,15 +18,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchlab_otel.config import Rapl
 from benchlab_otel.contract import ENERGY_PREFIX, HW_ENERGY, HW_POWER_LIMIT
 from benchlab_otel.model import Int
-from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, times
+from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, columns
 from benchlab_otel.sources.sysfs import is_sysfs, text
 from benchlab_otel.timebase import anchor
 
@@ -35,6 +35,7 @@ METRICS = (HW_ENERGY, HW_POWER_LIMIT)
 MAX_WATTS = 5000.0  # more than any zone, the whole platform included
 REFRESH_S = 0.01  # a step may have gathered for longer than between two reads: counters refresh each ms or so
 LIMITS_EVERY_S = 1.0
+_LENGTHS, _BEGIN = repeat(32), repeat(0)  # arguments of `os.pread` for any number of files
 _RULE = (
     'SUBSYSTEM=="powercap", KERNEL=="intel-rapl*:*", '
     'RUN+="/bin/chgrp rapl /sys%p/energy_uj", RUN+="/bin/chmod g+r /sys%p/energy_uj"'
@@ -92,8 +93,11 @@ class RaplReader:
         self._fields = [Field(ENERGY_PREFIX + name, HW_ENERGY, _labels(name)) for name in names] + limits
         self._limits, self._limits_due = [float("nan")] * len(limits), 0
         try:
-            first = self.read()
-            self._last_ns, self._last = first.start_ns, _counts(first.raw[0])
+            first_ns, _, texts = self.read()
+            counts, error = self._counts([texts])
+            if error:
+                raise error
+            self._last_ns, self._last = first_ns, counts[0]
         except SourceError:
             self.close()
             raise
@@ -104,7 +108,7 @@ class RaplReader:
             "cpu",
             f"RAPL: {', '.join(names)}{missing}",
             simulated=not is_sysfs(tree),
-            counting_since_ns=first.start_ns,
+            counting_since_ns=first_ns,
         )
 
     def read(self) -> Reply:
@@ -114,40 +118,58 @@ class RaplReader:
             self._limits = [_watts(file) for file in self._limit_files]
             self._limits_due = start + int(LIMITS_EVERY_S * 1e9)
             start = time.monotonic_ns()
-        counts: list[int] = []
         try:
-            for file in self._files:
-                raw = os.pread(file, 32, 0)
-                counts.append(int(raw))
+            texts = list(map(os.pread, self._files, _LENGTHS, _BEGIN))
         except OSError as error:
             raise SourceError("lost", f"RAPL: a counter went away: {error}") from None
-        except ValueError:
-            zone = self._zones[len(counts)].folder
-            said = f"{zone}: expected a number of microjoules, found {raw!r}"
-            raise SourceError("garbled", said) from None
         end = time.monotonic_ns()
-        return Reply(start + self._offset_ns, end + self._offset_ns, (counts, self._limits))
+        return start + self._offset_ns, end + self._offset_ns, texts
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
-        """Energy since the counters were opened; SourceError where a counter began again."""
-        start, end = times(replies)
-        counts = _counts([self._last, *(reply.raw[0] for reply in replies)])
+        """Energy since the counters were opened; SourceError for no number, or a counter that began again."""
+        start, end, texts = columns(replies)
+        counts, error = self._counts(texts)
+        n = len(counts)
+        counts = np.concatenate(([self._last], counts))
         steps = counts[1:] - counts[:-1]
         steps += (steps < 0) * self._range  # wrapped
-        seconds = (start - np.concatenate(([self._last_ns], start[:-1]))) * 1e-9
-        possible = (steps >= 0) & (steps <= ((seconds + REFRESH_S) * MAX_WATTS * 1e6)[:, None])
-        n = len(replies) if possible.all() else int(np.argmin(possible.all(axis=1)))
-        totals = self._total + np.cumsum(steps, axis=0)
-        if n:
-            values = np.empty((n, len(self._fields)))
-            values[:, : len(self._zones)] = totals[:n] * 1e-6
-            values[:, len(self._zones) :] = replies[n - 1].raw[1]  # limits are for metrics: the last ones
-            yield Batch(start[:n], end[:n], self._fields, values)
-        if n < len(replies):
+        moments = np.concatenate(([self._last_ns], start[:n]))
+        seconds = (moments[1:] - moments[:-1]) * 1e-9
+        possible = (steps >= 0) & (steps <= ((seconds + REFRESH_S) * (MAX_WATTS * 1e6))[:, None])
+        if not possible.all():
+            n = int(np.argmin(possible.all(axis=1)))
             zone = int(np.argmin(possible[n]))
             change = f"from {counts[n, zone]} to {counts[n + 1, zone]} uJ within {seconds[n]:.3g} s"
-            raise SourceError("reset", f"RAPL: {self._zones[zone].name} began again: {change}")
-        self._last_ns, self._last, self._total = int(start[-1]), counts[-1], totals[-1]
+            error = SourceError("reset", f"RAPL: {self._zones[zone].name} began again: {change}")
+        if n:
+            totals = self._total + steps[:n].cumsum(axis=0)
+            values = np.empty((n, len(self._fields)))
+            values[:, : len(self._zones)] = totals * 1e-6
+            values[:, len(self._zones) :] = self._limits  # they are for metrics: the last ones
+            self._last_ns, self._last, self._total = start.item(n - 1), counts[n], totals[-1]
+            yield Batch(start[:n], end[:n], self._fields, values)
+        if error:
+            raise error
+
+    def _counts(self, texts: Sequence[list[bytes]]) -> tuple[Int, SourceError | None]:
+        """Microjoules (n, zones) of the replies before the first without, and what is wrong with that one."""
+        try:
+            shape = len(texts), len(self._zones)
+            return np.fromiter(map(int, chain.from_iterable(texts)), np.int64).reshape(shape), None
+        except (ValueError, OverflowError):
+            n, error = self._first_garbled(texts)
+            return self._counts(texts[:n])[0], error
+
+    def _first_garbled(self, texts: Sequence[list[bytes]]) -> tuple[int, SourceError]:
+        for n, reply in enumerate(texts):
+            for zone, said in zip(self._zones, reply, strict=True):
+                try:
+                    if abs(int(said)) >= 1 << 63:
+                        return n, SourceError("garbled", "RAPL: expected a number of microjoules below 2^63")
+                except ValueError:
+                    problem = f"{zone.folder}: expected a number of microjoules, found {said!r}"
+                    return n, SourceError("garbled", problem)
+        raise AssertionError("all are numbers")
 
     def close(self) -> None:
         """Closes the files."""
@@ -184,14 +206,6 @@ def _open_zones(folders: list[Path]) -> tuple[list[_Zone], dict[str, str]]:
             os.close(file)
             left_out[name] = f"{folder / 'energy_uj'}: {error.strerror}"
     return zones, left_out
-
-
-def _counts(readings: Sequence[Any]) -> Int:
-    """Microjoules as an array; SourceError where a number is beyond what a counter can hold."""
-    try:
-        return np.array(readings, np.int64)
-    except OverflowError:
-        raise SourceError("garbled", "RAPL: expected a number of microjoules below 2^63") from None
 
 
 def _range(path: Path) -> int:

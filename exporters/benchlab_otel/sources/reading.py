@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -81,12 +81,11 @@ class Field:
     labels: dict[str, str]
 
 
-class Reply(NamedTuple):
-    """What came between request and response (Unix ns), in the reader's own form."""
+Reply = tuple[int, int, Any]
+"""(start, end, raw): what came between request and response (Unix ns), in the reader's own form.
 
-    start_ns: int
-    end_ns: int
-    raw: Any
+A plain tuple, as to make one with names costs a tenth of a sampler's time.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +116,7 @@ class Reader(Protocol):
         """Lets go of the device; never raises."""
 
 
-def times(replies: Sequence[Reply]) -> tuple[Int, Int]:
-    """(start, end) of replies, Unix ns."""
-    return (
-        np.array([reply.start_ns for reply in replies], np.int64),
-        np.array([reply.end_ns for reply in replies], np.int64),
-    )
+def columns(replies: Sequence[Reply]) -> tuple[Int, Int, tuple[Any, ...]]:
+    """(start, end, raw) of replies, at least one; times in Unix ns."""
+    start, end, raw = zip(*replies, strict=True)
+    return np.array(start, np.int64), np.array(end, np.int64), raw

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,12 +21,13 @@ import numpy as np
 
 from benchlab_otel import contract
 from benchlab_otel.model import Point, Resource
-from benchlab_otel.otlp.encode import SpanBatch, Table, encode_request
+from benchlab_otel.otlp.encode import SpanBatch, encode_request
 from benchlab_otel.otlp.encode_metrics import Told
-from benchlab_otel.otlp.ids import nonzero, random64
+from benchlab_otel.otlp.ids import random64
 from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.sources.reading import Batch, Device, Reader, Reply, SourceError
 from benchlab_otel.sources.rota import Rota, Turn
+from benchlab_otel.sources.samples import Samples
 from benchlab_otel.sources.schedule import Schedule, multiple_after
 from benchlab_otel.timebase import anchor
 
@@ -84,6 +84,7 @@ class Runner:
         self._flush_s, self._metrics_s = flush_s, metrics_s
         self._trace = np.array([[random64(), random64()]], np.uint64)
         self._root = np.array([random64()], np.uint64)
+        self._samples: Samples | None = None  # of a device that was opened
         self._replies: list[Reply] = []  # not yet decoded
         self._latest: Batch | None = None  # not yet told as metrics
         self._told = Told()
@@ -157,6 +158,7 @@ class Runner:
             self._tell([])  # the series of the device before
             self.health.device = reader.device
             self._resource = self._resource_of(reader.device)
+            self._samples = Samples(self._resource, reader.device, self._trace, self._root)
         return reader
 
     def _read_on(self, reader: Reader) -> None:
@@ -170,21 +172,35 @@ class Runner:
         self._flush(reader)
 
     def _read_alone(self, reader: Reader) -> None:
-        """Reads until `stop`, or until it can be read with others. Little is done per reading."""
-        schedule, deadline, longest = self._schedule, -math.inf, 0.0
+        """Reads until `stop`, or until it can be read with others.
+
+        Little is done per reading, and without calls of functions: they cost most just after a sleep. Short
+        waits sleep, too: an Event costs more.
+        """
+        next_deadline, read, replies, stop = self._schedule.next, reader.read, self._replies, self._stop
+        deadline, longest = -math.inf, 0.0
         while True:
             now = time.monotonic()
             if now - deadline > longest:
                 longest = now - deadline
-            deadline = schedule.next(now)
+            deadline = next_deadline(now)
             if deadline >= self._flush_due:
                 self._tell_what_is_due(reader, deadline)
                 if self._rota.has_room(self, longest):
                     return
                 longest = 0.0
-            if self._stopped_before(deadline):
+            left = deadline - time.monotonic()
+            if left > _SHORT_WAIT_S:
+                stop.wait(left)
+            elif left > 0.0:
+                time.sleep(left)
+            if stop.is_set():
                 return
-            self._read(reader, deadline)
+            try:
+                replies.append(read())
+            except SourceError:
+                self._broke_off(reader, deadline)
+                raise
 
     def _read_with_others(self, reader: Reader) -> None:
         """Lets the rota's threads read until `stop`, or until a reading takes long."""
@@ -195,26 +211,18 @@ class Runner:
     def _read_timed(self, reader: Reader) -> float:
         """One reading; how long it took (s)."""
         begin = time.monotonic()
-        self._read(reader, begin)
-        return time.monotonic() - begin
-
-    def _read(self, reader: Reader, begin: float) -> None:
         try:
             self._replies.append(reader.read())
         except SourceError:
-            lasted = time.monotonic() - begin
-            self._flush(reader)  # what came before is good
-            self.health.duration_s = lasted
+            self._broke_off(reader, begin)
             raise
+        return time.monotonic() - begin
 
-    def _stopped_before(self, deadline: float) -> bool:
-        """Waits for the deadline; True when `stop` came first. Short waits sleep: an Event costs more."""
-        left = deadline - time.monotonic()
-        if left > _SHORT_WAIT_S:
-            return self._stop.wait(left)
-        if left > 0.0:
-            time.sleep(left)
-        return self._stop.is_set()
+    def _broke_off(self, reader: Reader, begin: float) -> None:
+        """A reading failed that began then: what came before it is good."""
+        lasted = time.monotonic() - begin
+        self._flush(reader)
+        self.health.duration_s = lasted
 
     def _failed(self, error: SourceError) -> None:
         health = self.health
@@ -253,27 +261,13 @@ class Runner:
             log.warning("%s: back: %s", health.source, device.description)
         health.ok, health.message, health.fix = True, "", ""
         health.readings += len(batch.start_ns)
-        round_trips = (batch.end_ns - batch.start_ns) * 1e-9
-        health.duration_s = float(round_trips[-1])
-        health.uncertainty_s = max(health.uncertainty_s, float(round_trips.max()) / 2)
-        health.last_ns = int(batch.end_ns[-1])
+        round_trips = batch.end_ns - batch.start_ns
+        health.duration_s = round_trips.item(-1) * 1e-9
+        health.uncertainty_s = max(health.uncertainty_s, round_trips.max().item() * 1e-9 / 2)
+        health.last_ns = batch.end_ns.item(-1)
         self._latest = batch
-        if sampled := [i for i, f in enumerate(batch.fields) if f.key]:
-            table = Table(tuple(batch.fields[i].key for i in sampled), batch.values[:, sampled])
-            self._sink.traces(encode_request(self._resource, [self._sample_spans(device, batch, table)]))
-
-    def _sample_spans(self, device: Device, batch: Batch, table: Table) -> SpanBatch:
-        n = len(batch.start_ns)
-        return SpanBatch(
-            contract.SAMPLE,
-            trace=self._trace.repeat(n, axis=0),
-            span=nonzero(np.frombuffer(os.urandom(8 * n), np.uint64)),
-            start=batch.start_ns,
-            end=batch.end_ns,
-            parent=self._root.repeat(n),
-            attributes={contract.HW_ID: device.hw_id, contract.HW_TYPE: device.hw_type, **device.attributes},
-            table=table,
-        )
+        if self._samples and (request := self._samples.request(batch)):
+            self._sink.traces(request)
 
     def _session_span(self) -> SpanBatch:
         return SpanBatch(

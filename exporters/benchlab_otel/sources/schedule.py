@@ -17,17 +17,17 @@ class Schedule:
     def __init__(self, period: float, begin: float, seed: int) -> None:
         self.period = period
         self._begin = begin
-        self._random = random.Random(seed)
+        self._phase = random.Random(seed).random
         self._number = -1
 
     def next(self, now: float) -> float:
         """The next deadline: in the period after the last one, or in that of `now` where it is later."""
-        self._number += 1
-        phase = self._random.random()
-        while self._begin + (self._number + 1) * self.period <= now:  # skipped periods have their phases too
-            self._number += 1
-            phase = self._random.random()
-        return self._begin + (self._number + phase) * self.period
+        begin, period, number, phase = self._begin, self.period, self._number + 1, self._phase()
+        while begin + (number + 1) * period <= now:  # skipped periods have their phases too
+            number += 1
+            phase = self._phase()
+        self._number = number
+        return begin + (number + phase) * period
 
 
 def multiple_after(moment: float, period: float) -> float:
