@@ -1,9 +1,9 @@
 """The host: processors, memory, swap, disks, network, pressure, and the processes of the pipeline.
 
-Metrics only, no samples. Processes and the processors' times are by psutil, the rest by the files that it
-would read, in half the time. Disks are whole ones, without their partitions, so that they can be summed.
-Processors have a frequency where the kernel scales it, which virtual machines mostly don't. Pressure stall
-information is there from Linux 4.20 on (Documentation/accounting/psi.rst).
+By psutil, where it has it; metrics only, no samples. Disks are whole ones, without their partitions,
+so that they can be summed. Processors have a frequency where the kernel scales it, which virtual
+machines mostly don't. Pressure stall information is there from Linux 4.20 on
+(Documentation/accounting/psi.rst).
 
 The pipeline's processes are those that this program started (the command of `record`) with all their
 children, and those of `sources.host.pids` and `.cgroups`.
@@ -26,7 +26,7 @@ from benchlab_otel import contract
 from benchlab_otel.config import Host
 from benchlab_otel.contract import Metric
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, columns
-from benchlab_otel.sources.sysfs import contents, is_mount_of, text
+from benchlab_otel.sources.sysfs import is_mount_of, text
 from benchlab_otel.timebase import anchor
 
 METRICS = (
@@ -91,9 +91,10 @@ class HostReader:
             values = [
                 *self._processors(),
                 *self._frequencies(),
-                *_memory(settings.procfs),
-                *_disks(settings.procfs, settings.sysfs),
-                *_network(settings.procfs),
+                *_memory(),
+                *_swap(settings.procfs),
+                *_disks(settings.sysfs),
+                *_network(),
                 *_pressure(settings.procfs),
                 (contract.UPTIME, (), time.clock_gettime(time.CLOCK_BOOTTIME)),
                 *self._pipeline(),
@@ -163,60 +164,52 @@ def _clock_files(sysfs: Path) -> dict[str, int]:
     return files
 
 
-_MEMINFO = re.compile(
-    rb"^(MemTotal|MemFree|Buffers|Cached|SReclaimable|SwapTotal|SwapFree): *(\d+) kB$", re.MULTILINE
-)
+def _memory() -> Iterator[_Value]:
+    """By states that add up to all memory, as the semantic conventions want; psutil's `used` does not: it
+    has shared memory in it, which is cached, too."""
+    memory = psutil.virtual_memory()
+    states = {state: getattr(memory, state) for state in ("free", "cached", "buffers")}
+    states["used"] = max(0, memory.total - sum(states.values()))
+    yield from ((contract.MEMORY_USAGE, (state,), float(size)) for state, size in states.items())
+    yield contract.MEMORY_LIMIT, (), float(memory.total)
 
 
-def _memory(procfs: Path) -> Iterator[_Value]:
-    """Memory by states that add up to all of it, as the semantic conventions want, and swap.
-
-    psutil's `used` does not: it has shared memory in it, which is cached, too.
-    """
-    known = {name: float(kb) * 1024 for name, kb in _MEMINFO.findall(contents(f"{procfs}/meminfo"))}
-    if total := known.get(b"MemTotal"):
-        states = {
-            "free": known.get(b"MemFree", 0.0),
-            "cached": known.get(b"Cached", 0.0) + known.get(b"SReclaimable", 0.0),
-            "buffers": known.get(b"Buffers", 0.0),
-        }
-        states["used"] = max(0.0, total - sum(states.values()))
-        yield from ((contract.MEMORY_USAGE, (state,), size) for state, size in states.items())
-        yield contract.MEMORY_LIMIT, (), total
-    if known.get(b"SwapTotal") and b"SwapFree" in known:
-        yield contract.PAGING_USAGE, ("used",), known[b"SwapTotal"] - known[b"SwapFree"]
-        yield contract.PAGING_USAGE, ("free",), known[b"SwapFree"]
+_SWAP_KB = re.compile(r"^Swap(Total|Free): *(\d+) kB$", re.MULTILINE)
 
 
-def _disks(procfs: Path, sysfs: Path) -> Iterator[_Value]:
-    """Format: Documentation/admin-guide/iostats.rst of the Linux kernel, in sectors of 512 bytes."""
+def _swap(procfs: Path) -> Iterator[_Value]:
+    """Not by psutil, which reads all of vmstat for it, too."""
+    bytes_of = {name: float(kb) * 1024 for name, kb in _SWAP_KB.findall(text(f"{procfs}/meminfo"))}
+    if bytes_of.get("Total"):
+        yield contract.PAGING_USAGE, ("used",), bytes_of["Total"] - bytes_of["Free"]
+        yield contract.PAGING_USAGE, ("free",), bytes_of["Free"]
+
+
+def _disks(sysfs: Path) -> Iterator[_Value]:
     try:
         whole = {name.replace("!", "/") for name in os.listdir(sysfs / "block")}  # noqa: PTH208 - names only
     except OSError:
         whole = None
-    for line in text(f"{procfs}/diskstats").splitlines():
-        _, _, disk, reads, _, read, _, writes, _, written, *_ = line.split()
-        if reads == writes == "0":
+    # nowrap is for kernels that count in 32 bits
+    for disk, io in (psutil.disk_io_counters(perdisk=True, nowrap=False) or {}).items():
+        if not (io.read_count or io.write_count):
             continue  # loop and ram devices come by the dozen, unused
         if whole is None or disk in whole:
-            yield contract.DISK_IO, (disk, "read"), float(int(read) * 512)
-            yield contract.DISK_IO, (disk, "write"), float(int(written) * 512)
-            yield contract.DISK_OPERATIONS, (disk, "read"), float(reads)
-            yield contract.DISK_OPERATIONS, (disk, "write"), float(writes)
+            yield contract.DISK_IO, (disk, "read"), float(io.read_bytes)
+            yield contract.DISK_IO, (disk, "write"), float(io.write_bytes)
+            yield contract.DISK_OPERATIONS, (disk, "read"), float(io.read_count)
+            yield contract.DISK_OPERATIONS, (disk, "write"), float(io.write_count)
 
 
-def _network(procfs: Path) -> Iterator[_Value]:
-    """Format: the two lines of titles in the file; an alias has a colon in its name."""
-    for line in contents(f"{procfs}/net/dev").decode(errors="replace").splitlines()[2:]:
-        interface, _, numbers = line.rpartition(":")
-        name, counts = interface.strip(), [float(number) for number in numbers.split()]
-        for metric, place in (
-            (contract.NETWORK_IO, 0),
-            (contract.NETWORK_DROPPED, 3),
-            (contract.NETWORK_ERRORS, 2),
+def _network() -> Iterator[_Value]:
+    for interface, io in (psutil.net_io_counters(pernic=True, nowrap=False) or {}).items():
+        for metric, received, sent in (
+            (contract.NETWORK_IO, io.bytes_recv, io.bytes_sent),
+            (contract.NETWORK_DROPPED, io.dropin, io.dropout),
+            (contract.NETWORK_ERRORS, io.errin, io.errout),
         ):
-            yield metric, (name, "receive"), counts[place]
-            yield metric, (name, "transmit"), counts[place + 8]
+            yield metric, (interface, "receive"), float(received)
+            yield metric, (interface, "transmit"), float(sent)
 
 
 _STALL = re.compile(r"^(some|full) .*total=(\d+)$", re.MULTILINE)

@@ -20,12 +20,10 @@ from benchlab_otel import contract
 from benchlab_otel.contract import Metric
 from benchlab_otel.sources.nvml_calls import either, field_values, optional
 from benchlab_otel.sources.reading import Field
-from benchlab_otel.sources.sysfs import text
 
 PERIOD_S = 1.0
 STALE_S = 5.0  # older values are not shown: a call that hangs must not freeze them
 LEAVE_S = 2.0  # longer than the slowest calls together, when all is well
-_CUT_AT = 15  # TASK_COMM_LEN of the kernel, less the zero
 Value = tuple[Metric, dict[str, str], float]
 
 _ENGINES = {
@@ -285,18 +283,9 @@ def _processes(gpu: Gpu) -> Iterator[Value]:
                 memory[process.pid] = max(memory.get(process.pid, 0), process.usedGpuMemory)
     for pid, used in memory.items():
         labels = {"hw.id": gpu.hw_id, "process.pid": str(pid)}
-        if name := _executable(pid):
-            labels["process.executable.name"] = name
-        yield contract.GPU_PROCESS_MEMORY, labels, used
-
-
-def _executable(pid: int) -> str:
-    """A process's name, "" where it has ended; psutil finds the rest of those that the kernel cuts."""
-    name = text(f"{psutil.PROCFS_PATH}/{pid}/comm")
-    if len(name) >= _CUT_AT:
         with suppress(psutil.Error):
-            return psutil.Process(pid).name()
-    return name
+            labels["process.executable.name"] = psutil.Process(pid).name()
+        yield contract.GPU_PROCESS_MEMORY, labels, used
 
 
 def _info(gpu: Gpu) -> Iterator[Value]:
