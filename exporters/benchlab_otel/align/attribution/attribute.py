@@ -11,7 +11,9 @@ background. The method is in `docs/measurement.md`, its parts in `windows`, `des
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -33,6 +35,8 @@ from benchlab_otel.align.attribution.selfcheck import NORMAL_95, SelfCheck
 from benchlab_otel.align.attribution.windows import Kernel, Windows, rows_between, tile, windows
 from benchlab_otel.align.attribution.work import WHOLE_FRAME, Work, stages_of, work_of
 from benchlab_otel.model import Float, Frames, Int, Readings
+
+_AT_ONCE = 2  # blocks; more would take more memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +181,15 @@ def attribute_and_fit(
         out.pipelines = [nothing(f) for f in frames]
         return out, None
     sums = Sums(work, shares_of(work.begin, work.end, rows), is_covered(rows, work.begin, work.end))
-    for first, last in _blocks(len(rows), settings.block_rows):
-        try:
-            block = fitted_block(work, rows_between(rows, first, last), out.variances, settings.fit_rows)
+    edges = _edges(len(rows), settings.block_rows)
+    try:
+        for block, (first, last) in zip(_fitted_blocks(work, rows, edges, settings), edges, strict=True):
             add_block(sums, block, (rows.hi[first - 1] if first else rows.lo[0], rows.hi[last - 1]))
-        except np.linalg.LinAlgError as e:
-            out.reason = (
-                f"the stages' powers can't be computed from these readings, more frames may help ({e})"
-            )
-            out.pipelines = [nothing(f) for f in frames]
-            return out, None
-        out.variances = block.fit.variances
+    except np.linalg.LinAlgError as e:
+        out.reason = f"the stages' powers can't be computed from these readings, more frames may help ({e})"
+        out.pipelines = [nothing(f) for f in frames]
+        return out, None
+    out.variances = block.fit.variances
     out.pipelines = pipeline_energies(sums, frames)
     _summarise(out, sums, rows)
     return out, block
@@ -218,7 +220,30 @@ def _count(work: Work) -> str:
     return f"{stages} stage{'s'[: stages != 1]}" if stages else "frames without stages"
 
 
-def _blocks(count: int, most: int) -> list[tuple[int, int]]:
+def _fitted_blocks(
+    work: Work, rows: Windows, edges: list[tuple[int, int]], settings: Settings
+) -> Iterator[Block]:
+    """The blocks in order, some fitted at once, as NumPy lets other threads run; the searches for their
+    variances begin at those of the first."""
+    begun: Variances | None = None
+
+    def fitted(first: int, last: int) -> Block:
+        return fitted_block(work, rows_between(rows, first, last), begun, settings.fit_rows)
+
+    block = fitted(*edges[0])
+    begun = block.fit.variances
+    yield block
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        coming: deque[Future[Block]] = deque()
+        for first, last in edges[1:]:
+            coming.append(pool.submit(fitted, first, last))
+            if len(coming) == _AT_ONCE:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _edges(count: int, most: int) -> list[tuple[int, int]]:
     """Ranges of about equal length that cover `count` rows."""
     edges = np.linspace(0, count, -(-count // most) + 1).astype(int)
     return list(pairwise(edges.tolist()))
