@@ -99,7 +99,7 @@ def _problem(design: Design, watts: Float) -> _Problem:
     stages, width = design.pieces.stages, design.bandwidth
     bands = np.stack(components(design, watts))
     known = square(design.steps, design.step_extra, width) + square(design.errors, design.error_extra, width)
-    size = np.maximum(bands[:, 0].mean(axis=1), 1e-300)
+    size = _sizes(bands)
     floor = _FLOOR * (float(np.var(design.difference[calm(design)])) or 1.0) / size
     floor[stages + 1] *= _NOISE_FLOOR / _FLOOR
     most = np.full(len(bands), np.inf)
@@ -107,6 +107,11 @@ def _problem(design: Design, watts: Float) -> _Problem:
     mean = float(np.mean(np.abs(design.rows.value))) or 1.0
     steady = _STEADY * float(size[stages + 1] / size[stages])
     return _Problem(design, bands, known, floor, most, steady, np.maximum(np.abs(watts), 0.05 * mean))
+
+
+def _sizes(bands: Float) -> Float:
+    """How much a variance of 1 adds to that of a difference (k,), on average."""
+    return np.maximum(bands[:, 0].mean(axis=1), 1e-300)
 
 
 def _begin(problem: _Problem, watts: Float, start: Variances | None) -> Float:
@@ -117,8 +122,7 @@ def _begin(problem: _Problem, watts: Float, start: Variances | None) -> Float:
         return np.maximum(begun, 10 * problem.floor)
     left = float(np.mean((design.difference - design.contrast @ watts) ** 2))
     share = np.where(np.arange(len(problem.bands)) < stages, 1.0 / max(stages, 1), 0.03)
-    size = np.maximum(problem.bands[:, 0].mean(axis=1), 1e-300)
-    return np.maximum(left * share / size, problem.floor)
+    return np.maximum(left * share / _sizes(problem.bands), problem.floor)
 
 
 def components(design: Design, watts: Float) -> list[Float]:
