@@ -118,6 +118,24 @@ def test_a_stage_that_ran_once_costs_no_other_frame_its_figure_and_gives_none_th
         assert np.isnan(off[1000]) if seed == 6 else off[1000] < 2 * p.shared_uncertainty[1000]
 
 
+def test_a_stage_that_ends_for_good_keeps_its_frames_in_the_blocks_where_it_ran():
+    rng = np.random.default_rng(0)
+    stages = tuple(Stage(n, w, x, 0.35, 0.02) for (n, w), x in zip(WATTS, SERIAL, strict=True))
+    truth = simulate(Load(stages, duration_s=120.0), rng)
+    f = truth.frames
+    kept = (f.stage != 1) | (f.stage_frame < len(f) // 2)
+    marked = replace(
+        f,
+        stage_frame=f.stage_frame[kept],
+        stage=f.stage[kept],
+        stage_begin=f.stage_begin[kept],
+        stage_end=f.stage_end[kept],
+    )
+    settings = Settings(block_rows=600)  # four blocks; in the last two the second stage never ran
+    p = attribute([marked], measure(truth, Meter(noise=0.1), rng), settings).pipelines[0]
+    assert np.isfinite(p.shared[100 : len(f) // 2 - 100]).all()
+
+
 @pytest.mark.parametrize("count", [3, 10, 30])
 def test_a_burst_of_few_frames_is_held(count):
     """What so few readings say of spreads is far from normal: intervals by curvature held 50 to 88 %."""

@@ -241,10 +241,11 @@ def _note_rows(sums: Sums, rows: Windows, frames: Int) -> None:
     sums.last[frames] = rows.row[final]
 
 
-def forget_lost(sums: Sums, resolution: Resolution) -> None:
-    """Frames that spent a part of their time in stages which the readings hardly saw are not known."""
+def forget_lost(sums: Sums, resolution: Resolution, within: Bool) -> None:
+    """Frames that spent a part of their time in stages which the readings hardly saw are not known; `within`
+    (m,) are the stage rows that the readings cover."""
     work = sums.work
-    lost = resolution.lost[work.stage]
+    lost = within & resolution.lost[work.stage]
     length = (work.end - work.begin)[work.frame]
     sums.known[work.frame[lost & (work.piece_end - work.piece_begin > TOO_LITTLE * length)]] = False
 
@@ -277,4 +278,4 @@ def _add_stages(sums: Sums, block: Block, core: Core, moved: Moved | None) -> No
     blind = np.array([bool(r) for r in reason], bool)
     within = (work.piece_end > core[0]) & (work.piece_begin < core[1])
     sums.usable[within] &= ~blind[work.stage[within]]
-    forget_lost(sums, block.resolution)
+    forget_lost(sums, block.resolution, within)

@@ -397,7 +397,7 @@ def _energies_of(state: State, frames: list[Frames], readings: Readings, offset:
         return [nothing(f) for f in frames]
     blind = np.array([bool(r) for r in state.resolution.reason], bool)
     sums.usable &= ~blind[work.stage]
-    forget_lost(sums, state.resolution)
+    forget_lost(sums, state.resolution, np.ones(len(work.stage), bool))
     sums.first += np.where(sums.first >= 0, offset, 0)
     sums.last += np.where(sums.last >= 0, offset, 0)
     return pipeline_energies(sums, frames)
