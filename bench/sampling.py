@@ -40,7 +40,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from benchlab_otel import sources
 from benchlab_otel.config import Benchlab, Drm, Hwmon, Nvml, PowerSupply, Rapl, Sources
 from benchlab_otel.sources import rapl
-from benchlab_otel.sources.rota import Rota
 from benchlab_otel.sources.runner import Runner
 from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import anchor
@@ -189,7 +188,7 @@ def lateness(tree: Path, seconds: float) -> np.ndarray:
         address,
         lambda: rapl.open_reader(settings, address),
         schedule,
-        Rota(schedule, tell_s=0.5),
+        [],
         sink,
         lambda device: {},
         flush_s=0.5,

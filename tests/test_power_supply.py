@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from benchlab_otel.config import PowerSupply
 from benchlab_otel.sources import power_supply
+from benchlab_otel.sources.reading import SourceError
+from conftest import wait_for
 from machines import unpack, write
 
 LAPTOP, HANDHELD = "thinkpad-x1-i7-8550u", "steam-deck"
@@ -73,6 +75,22 @@ def test_a_usb_contract_is_a_limit_and_an_empty_port_has_none(tmp_path):
     with opened(unpack(LAPTOP, tmp_path)) as reader:
         limits = {key[1]: value for key, value in values(reader).items() if key[0] == "hw.power.limit"}
     assert limits == {f"{port}1": 65.0}
+
+
+def test_a_battery_without_power_that_answers_nothing_any_more_is_lost(tmp_path):
+    """All its values are slow ones, which are read each second."""
+    root = unpack(LAPTOP, tmp_path)
+    for supply in (root / "class/power_supply").iterdir():
+        if supply.name != "BAT0":
+            supply.unlink()
+    write(root / "class/power_supply/BAT0/scope", "Device")
+    with opened(root) as reader:
+        assert ("hw.battery.charge", "BAT0", "BAT0") in values(reader)
+        for path in (root / "class/power_supply/BAT0/").glob("*"):
+            if path.is_file():
+                path.write_text("")
+        with pytest.raises(SourceError, match="no sensor can be read any more"):
+            wait_for(lambda: not reader.read())
 
 
 def test_a_desktop_has_nothing_to_read(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import os
 import random
 import socket
@@ -23,7 +24,7 @@ from benchlab_otel.model import Resource, Scalar
 from benchlab_otel.otlp.encode import resource_of
 from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.sources.reading import Device, Reader, SourceError
-from benchlab_otel.sources.rota import Rota
+from benchlab_otel.sources.rota import MOST_HZ, Rota, Seat
 from benchlab_otel.sources.runner import Health, Runner
 from benchlab_otel.sources.schedule import Schedule
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE, anchor
@@ -149,7 +150,7 @@ def start(
             address,
             opener,
             Schedule(1.0 / section.rate_hz, next(begins), seed),
-            rotas[section.rate_hz],
+            [Seat(rotas[base], every) for base, every in periods_of(section.rate_hz, rates)],
             sink,
             partial(_resource, name, session_id, resource_extra or {}),
             flush_s,
@@ -165,6 +166,16 @@ def start(
         ]
 
     return Running(addresses, new_runner)
+
+
+def periods_of(rate: float, rates: set[float]) -> list[tuple[float, int]]:
+    """Which of `rates` have whole multiples of a rate's periods, and how many in one: the fastest first."""
+    bases = [base for base in rates if base == rate or (base <= MOST_HZ and _is_multiple(base, rate))]
+    return [(base, round(base / rate)) for base in sorted(bases, reverse=True)]
+
+
+def _is_multiple(base: float, rate: float) -> bool:
+    return base > rate and math.isclose(base / rate, round(base / rate), rel_tol=1e-9)
 
 
 def _opener(

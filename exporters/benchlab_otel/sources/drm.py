@@ -11,6 +11,7 @@ firmware decides. A GPU that its power management has switched off is not woken 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,16 +93,23 @@ class GpuReader(SensorReader):
             counting_since_ns=anchor().now_ns(),
         )
         super().__init__(about, sensors)
-        self.keep_open(self._power_state)
+        self._power_state_file = self.keep_open(self._power_state)
 
     def read(self) -> Reply:
         """All values; SourceError "asleep" where reading would wake the GPU."""
-        if self.now(self._power_state).startswith(_SUSPENDED):
+        if self._power_state_file is not None and _is_suspended(self._power_state_file):
             raise self._asleep()
         return super().read()
 
     def _asleep(self) -> SourceError:
         return SourceError("asleep", f"{self._power_state}: suspended; not woken to be read")
+
+
+def _is_suspended(file: int) -> bool:
+    try:
+        return os.pread(file, 32, 0).startswith(_SUSPENDED)
+    except OSError:
+        return False
 
 
 def _driver(card: Path) -> str:

@@ -58,7 +58,7 @@ def _sensors(supply: Path, supplies: list[Path]) -> Iterator[Sensor]:
         batteries = [s for s in supplies if text(s / "type") == "Battery" and text(s / "scope") != "Device"]
         yield from _flow(supply, supply.name if len(batteries) > 1 else "battery")
     charge = Field("", contract.BATTERY_CHARGE, {"hw.id": supply.name, "hw.sensor_location": supply.name})
-    yield from _if_there(Sensor(charge, (supply / "capacity",), scaled(0.01, (0.0, 1.0))))
+    yield from _if_there(Sensor(charge, (supply / "capacity",), scaled(0.01, (0.0, 1.0)), slow=True))
     yield from _plain(supply, "battery")
 
 
@@ -92,14 +92,15 @@ def _plain(supply: Path, hw_type: str) -> Iterator[Sensor]:
         ("temp", contract.HW_TEMPERATURE, 0.1, (-60.0, 300.0)),
     ):
         field = Field("", metric, _hw(supply, hw_type, supply.name))
-        yield from _if_there(Sensor(field, (supply / name,), scaled(factor, possible)))
+        yield from _if_there(Sensor(field, (supply / name,), scaled(factor, possible), slow=True))
 
 
 def _port(supply: Path) -> Iterator[Sensor]:
     """What a USB-PD port has negotiated."""
     labels = _hw(supply, "power_supply", supply.name)
     field = Field("", contract.HW_POWER_LIMIT, labels | {"hw.limit_type": "negotiated"})
-    yield from _if_there(Sensor(field, (supply / "voltage_now", supply / "current_now"), _negotiated))
+    files = supply / "voltage_now", supply / "current_now"
+    yield from _if_there(Sensor(field, files, _negotiated, slow=True))
 
 
 def _negotiated(voltage: bytes, current: bytes) -> float:

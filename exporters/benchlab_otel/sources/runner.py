@@ -1,7 +1,7 @@
 """One thread that owns one device: reads on schedule, hands spans and metrics to the sink.
 
-While the device answers quickly, and another one of its rate does too, the readings are left to the
-threads of the rota. A device that fails publishes nothing: its samples have a gap, its values vanish from
+While the device answers quickly, and another one does too, the readings are left to the threads of the
+rota. A device that fails publishes nothing: its samples have a gap, its values vanish from
 the metrics, and its health says why. The runner closes it and opens it again until it is back.
 """
 
@@ -26,7 +26,7 @@ from benchlab_otel.otlp.encode_metrics import Told
 from benchlab_otel.otlp.ids import random64
 from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.sources.reading import Batch, Device, Reader, Reply, SourceError
-from benchlab_otel.sources.rota import Rota, Turn
+from benchlab_otel.sources.rota import Seat, Turn
 from benchlab_otel.sources.samples import Samples
 from benchlab_otel.sources.schedule import Schedule, multiple_after
 from benchlab_otel.timebase import anchor
@@ -58,7 +58,7 @@ class Health:
 class Runner:
     """Reads one device until `stop`, then calls `finish`.
 
-    `resource_of` gives the resource of what a device sends.
+    `resource_of` gives the resource of what a device sends; of the `seats` among others the first is best.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Runner:
         address: str,
         open_reader: Callable[[], Reader],
         schedule: Schedule,
-        rota: Rota,
+        seats: Sequence[Seat],
         sink: Sink,
         resource_of: Callable[[Device | None], Resource],
         flush_s: float,
@@ -76,7 +76,8 @@ class Runner:
     ) -> None:
         self.health = Health(source, address)
         self._open_reader, self._finish = open_reader, finish
-        self._schedule, self._rota = schedule, rota
+        self._schedule = schedule  # of readings alone
+        self._seats = seats
         self._turn: Turn | None = None  # in the rota
         self._sink = sink
         self._resource_of = resource_of
@@ -165,14 +166,14 @@ class Runner:
         """Reads until `stop`, with others while it is quick; raises the SourceError that ended it."""
         try:
             while not self._stop.is_set():
-                self._read_alone(reader)
-                self._read_with_others(reader)
+                if seat := self._read_alone(reader):
+                    self._read_with_others(reader, seat)
         finally:
-            self._rota.forget(self)
+            self._leave_seats()
         self._flush(reader)
 
-    def _read_alone(self, reader: Reader) -> None:
-        """Reads until `stop`, or until it can be read with others.
+    def _read_alone(self, reader: Reader) -> Seat | None:
+        """Reads until `stop`, or until it can be read with others: then where.
 
         Little is done per reading, and without calls of functions: they cost most just after a sleep. Short
         waits sleep, too: an Event costs more.
@@ -186,8 +187,8 @@ class Runner:
             deadline = next_deadline(now)
             if deadline >= self._flush_due:
                 self._tell_what_is_due(reader, deadline)
-                if self._rota.has_room(self, longest):
-                    return
+                if seat := self._free_seat(longest):
+                    return seat
                 longest = 0.0
             left = deadline - time.monotonic()
             if left > _SHORT_WAIT_S:
@@ -195,32 +196,37 @@ class Runner:
             elif left > 0.0:
                 time.sleep(left)
             if stop.is_set():
-                return
+                return None
             try:
                 replies.append(read())
             except SourceError:
-                self._broke_off(reader, deadline)
+                self._broke_off(reader, time.monotonic() - deadline)
                 raise
 
-    def _read_with_others(self, reader: Reader) -> None:
+    def _free_seat(self, longest_s: float) -> Seat | None:
+        """Where there is room for a device whose readings took up to `longest_s`."""
+        return next((s for s in self._seats if s.rota.has_room(self, longest_s, s.every)), None)
+
+    def _leave_seats(self, but: Seat | None = None) -> None:
+        for seat in self._seats:
+            if seat is not but:
+                seat.rota.forget(self)
+
+    def _read_with_others(self, reader: Reader, seat: Seat) -> None:
         """Lets the rota's threads read until `stop`, or until a reading takes long."""
-        turn = self._turn = Turn(partial(self._read_timed, reader), partial(self._tell_what_is_due, reader))
-        if not self._stop.is_set():  # after which request_stop ends the turn
-            self._rota.take(turn)
-
-    def _read_timed(self, reader: Reader) -> float:
-        """One reading; how long it took (s)."""
-        begin = time.monotonic()
+        tell = partial(self._tell_what_is_due, reader)
+        turn = self._turn = Turn(reader.read, self._replies, tell, seat.every)
+        if self._stop.is_set():  # before request_stop could end the turn
+            return
         try:
-            self._replies.append(reader.read())
+            self._leave_seats(but=seat)
+            seat.rota.take(turn)
         except SourceError:
-            self._broke_off(reader, begin)
+            self._broke_off(reader, turn.lasted)
             raise
-        return time.monotonic() - begin
 
-    def _broke_off(self, reader: Reader, begin: float) -> None:
-        """A reading failed that began then: what came before it is good."""
-        lasted = time.monotonic() - begin
+    def _broke_off(self, reader: Reader, lasted: float) -> None:
+        """A reading failed that lasted so long (s): what came before it is good."""
         self._flush(reader)
         self.health.duration_s = lasted
 

@@ -18,15 +18,15 @@ class Schedule:
         self.period = period
         self._begin = begin
         self._phase = random.Random(seed).random
-        self._number = -1
+        self.number = -1  # of the period of the last deadline
 
     def next(self, now: float) -> float:
         """The next deadline: in the period after the last one, or in that of `now` where it is later."""
-        begin, period, number, phase = self._begin, self.period, self._number + 1, self._phase()
+        begin, period, number, phase = self._begin, self.period, self.number + 1, self._phase()
         while begin + (number + 1) * period <= now:  # skipped periods have their phases too
             number += 1
             phase = self._phase()
-        self._number = number
+        self.number = number
         return begin + (number + phase) * period
 
 

@@ -113,7 +113,7 @@ class SensorReader:
         self._offset_ns = anchor().offset_ns
         self._slow_ns, self._slow_due = int(slow_s * 1e9), 0
         self._files: dict[Path, int] = {}
-        there = [s for s in sensors if all(self.keep_open(file) for file in s.files)]
+        there = [s for s in sensors if None not in map(self.keep_open, s.files)]
         if not self._files:
             raise SourceError("unreadable", f"{device.description}: no sensor can be read")
         self._fast = [s for s in there if not s.slow]
@@ -130,14 +130,21 @@ class SensorReader:
     def read(self) -> Reply:
         """All values, the slow ones only when it is time; SourceError when nothing can be read any more."""
         if time.monotonic_ns() >= self._slow_due:
-            self._slow_values = self._slow_texts.values([self._slow_texts.read()])[0]
+            said = self._slow_texts.read()
+            if not self._fast:
+                self._expect_any(said)
+            self._slow_values = self._slow_texts.values([said])[0]
             self._slow_due = time.monotonic_ns() + self._slow_ns
         start = time.monotonic_ns()
         texts = self._fast_texts.read()
         end = time.monotonic_ns()
-        if texts and not any(texts):
-            raise SourceError("lost", f"{self.device.description}: no sensor can be read any more")
+        if self._fast:
+            self._expect_any(texts)
         return start + self._offset_ns, end + self._offset_ns, texts
+
+    def _expect_any(self, texts: Sequence[bytes | None]) -> None:
+        if not any(texts):
+            raise SourceError("lost", f"{self.device.description}: no sensor can be read any more")
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """The values; SourceError where a counter of energy fell, or rose by what can't be."""
@@ -158,21 +165,14 @@ class SensorReader:
                 os.close(file)
         self._files = {}
 
-    def now(self, path: Path) -> bytes:
-        """What a file says that is kept open, b"" where it can't be read."""
-        try:
-            return os.pread(self._files[path], _LONGEST_TEXT, 0)
-        except (KeyError, OSError):
-            return b""
-
-    def keep_open(self, path: Path) -> bool:
-        """Opens a file until `close`; False where it can't be."""
+    def keep_open(self, path: Path) -> int | None:
+        """Opens a file until `close`: its number, None where it can't be opened."""
         if path not in self._files:
             try:
                 self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
-                return False
-        return True
+                return None
+        return self._files[path]
 
     def _count_from_0(self, start: Int, values: Float) -> tuple[int, SourceError | None]:
         """Takes the first values off the counters, in place; how many rows are good, and why not the next."""
