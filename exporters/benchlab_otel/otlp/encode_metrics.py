@@ -10,20 +10,21 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.metrics.v1 import metrics_pb2
 
 from benchlab_otel import __version__
 from benchlab_otel.contract import Metric
-from benchlab_otel.model import HistogramPoint, Point, Resource, Scalar
+from benchlab_otel.model import Float, HistogramPoint, Int, Point, Resource, Scalar
 from benchlab_otel.otlp.encode import SCOPE_NAME
+from benchlab_otel.otlp.ids import random64
 
 CUMULATIVE = metrics_pb2.AGGREGATION_TEMPORALITY_CUMULATIVE
 _NO_RECORDED_VALUE = metrics_pb2.DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
 
 _Key = tuple[str | tuple[str, str], ...]  # of a series: the metric's name, and the labels
-_Data = metrics_pb2.NumberDataPoint | metrics_pb2.HistogramDataPoint
 
 
 def encode_metrics(resource: Resource, points: Sequence[Point | HistogramPoint]) -> bytes:
@@ -32,13 +33,6 @@ def encode_metrics(resource: Resource, points: Sequence[Point | HistogramPoint])
     A value of NaN (of a histogram: the sum) says that the series has ended (no recorded value). Such points
     have a message each: the Collector's prometheus exporter (v0.155) skips what follows one in its message.
     """
-    return _message(resource, points)[0].SerializeToString()
-
-
-def _message(
-    resource: Resource, points: Iterable[Point | HistogramPoint]
-) -> tuple[ExportMetricsServiceRequest, list[_Data]]:
-    """The request, and in it the data point of each of `points`."""
     request = ExportMetricsServiceRequest()
     resource_metrics = request.resource_metrics.add()
     _set_attributes(resource_metrics.resource.attributes, resource)
@@ -46,7 +40,6 @@ def _message(
     scope_metrics.scope.name = SCOPE_NAME
     scope_metrics.scope.version = __version__
     messages: dict[Metric, metrics_pb2.Metric] = {}
-    data: list[_Data] = []
     for point in points:
         message = None if has_ended(point) else messages.get(point.metric)
         if message is None:
@@ -55,61 +48,82 @@ def _message(
             if not has_ended(point):
                 messages[point.metric] = message
         if isinstance(point, HistogramPoint):
-            data.append(_add_histogram(message.histogram, point))
+            _add_histogram(message.histogram, point)
         else:
-            data.append(_add_number(message.gauge if point.metric.kind == "gauge" else message.sum, point))
-    return request, data
+            _add_number(message.gauge if point.metric.kind == "gauge" else message.sum, point)
+    return request.SerializeToString()
+
+
+class _Image:
+    """An encoded request that is used again with other times and values.
+
+    Each of the two is 8 bytes of a NumberDataPoint, the value a tag behind the time (metrics.proto).
+    """
+
+    def __init__(self, resource: Resource, points: Iterable[Point]) -> None:
+        some = random64() >> 1  # numbers that stand nowhere else in a request, in place of times
+        marked = [replace(point, time_ns=some + i, value=0.0) for i, point in enumerate(points)]
+        self._body = encode_metrics(resource, marked)
+        marks = [self._body.index(point.time_ns.to_bytes(8, "little")) for point in marked]
+        self._open = np.array([marks, [at + 9 for at in marks]], np.int64)
+
+    def request(self, times: Int, values: Float) -> bytes:
+        """The request with a time (Unix ns) and a value for each point."""
+        out = np.frombuffer(self._body, np.uint8).copy()
+        from_each_byte = np.ndarray((len(out) - 7,), "<u8", out, strides=(1,))
+        from_each_byte[self._open[0]] = times
+        from_each_byte[self._open[1]] = values.view(np.uint64)
+        return out.tobytes()
 
 
 class Told:
     """What was told last as metrics: a series that is not told again ends, with its resource if that changes.
 
-    Else it would stand until it expires, beside its twin under the new resource. As long as the series are
-    the same, only their values and times are set in the last request.
+    Else it would stand until it expires, beside its twin under the new resource.
     """
 
     def __init__(self) -> None:
         self._resource: Resource = {}
         self._points: list[Point | HistogramPoint] = []
-        self._request: ExportMetricsServiceRequest | None = None  # to be told again with other numbers
-        self._numbers: list[metrics_pb2.NumberDataPoint] = []  # in it, of each point
+        self._image: _Image | None = None  # of the points, once they were told again
 
     def requests(
         self, resource: Resource, points: Sequence[Point | HistogramPoint], now_ns: int
     ) -> list[bytes]:
         """Metrics requests, to be sent in this order: what ends now (Unix ns), and `points`."""
         same = resource == self._resource
-        if same and len(points) == len(self._points) and all(map(_same_series, points, self._points)):
-            self._points = list(points)
-            return [self._encoded()] if points else []
+        if same and len(points) == len(self._points) and all(map(_is_told_again, points, self._points)):
+            if not points:
+                return []
+            times, values = zip(*((p.time_ns, p.value) for p in points if isinstance(p, Point)), strict=True)
+            return [self.again(np.array(times, np.int64), np.array(values, np.float64))]
         told = {_key(point): point for point in points}
         ends = [ended(p, now_ns) for p in self._points if not (same and _key(p) in told)]
         requests = [encode_metrics(self._resource, ends)] if ends else []
-        self._resource, self._points, self._request = resource, list(told.values()), None
-        return [*requests, self._encoded()] if told else requests
+        self._resource, self._points, self._image = resource, list(told.values()), None
+        return [*requests, encode_metrics(resource, self._points)] if told else requests
 
-    def _encoded(self) -> bytes:
-        """The request of all points."""
-        points = [p for p in self._points if isinstance(p, Point) and not math.isnan(p.value)]
-        if len(points) < len(self._points):
-            self._request = None
-            return encode_metrics(self._resource, self._points)
-        if self._request is None:
-            self._request, data = _message(self._resource, points)
-            self._numbers = [number for number in data if isinstance(number, metrics_pb2.NumberDataPoint)]
-        for number, point in zip(self._numbers, points, strict=True):
-            number.time_unix_nano, number.start_time_unix_nano = point.time_ns, point.start_ns
-            number.as_double = point.value
-        return self._request.SerializeToString()
+    def again(self, times: Int, values: Float) -> bytes:
+        """The series that were told last, all numbers, with new times (Unix ns) and values, none NaN."""
+        if self._image is None:
+            self._image = _Image(self._resource, (p for p in self._points if isinstance(p, Point)))
+        return self._image.request(times, values)
+
+
+def _is_told_again(point: Point | HistogramPoint, last: Point | HistogramPoint) -> bool:
+    """Whether nothing but time and value of a number are new."""
+    return (
+        isinstance(point, Point)
+        and isinstance(last, Point)
+        and point.metric is last.metric
+        and point.start_ns == last.start_ns
+        and (point.labels is last.labels or list(point.labels.items()) == list(last.labels.items()))
+        and not math.isnan(point.value + last.value)
+    )
 
 
 def _key(point: Point | HistogramPoint) -> _Key:
     return (point.metric.name, *point.labels.items())
-
-
-def _same_series(a: Point | HistogramPoint, b: Point | HistogramPoint) -> bool:
-    """As equal keys, which cost more to make."""
-    return a.metric is b.metric and (a.labels is b.labels or list(a.labels.items()) == list(b.labels.items()))
 
 
 def ended(point: Point | HistogramPoint, now_ns: int) -> Point | HistogramPoint:
@@ -133,7 +147,7 @@ def _describe(message: metrics_pb2.Metric, metric: Metric) -> None:
         message.sum.is_monotonic = metric.kind == "counter"
 
 
-def _add_number(data: metrics_pb2.Gauge | metrics_pb2.Sum, point: Point) -> metrics_pb2.NumberDataPoint:
+def _add_number(data: metrics_pb2.Gauge | metrics_pb2.Sum, point: Point) -> None:
     out = data.data_points.add()
     _set_attributes(out.attributes, point.labels)
     out.time_unix_nano, out.start_time_unix_nano = point.time_ns, point.start_ns
@@ -141,10 +155,9 @@ def _add_number(data: metrics_pb2.Gauge | metrics_pb2.Sum, point: Point) -> metr
         out.flags = _NO_RECORDED_VALUE
     else:
         out.as_double = point.value
-    return out
 
 
-def _add_histogram(data: metrics_pb2.Histogram, point: HistogramPoint) -> metrics_pb2.HistogramDataPoint:
+def _add_histogram(data: metrics_pb2.Histogram, point: HistogramPoint) -> None:
     bounds, counts = point.metric.bounds, [int(c) for c in point.counts]
     if len(counts) != len(bounds) + 1:
         raise ValueError(f"{point.metric.name}: {len(bounds)} bounds need {len(bounds) + 1} counts")
@@ -153,7 +166,7 @@ def _add_histogram(data: metrics_pb2.Histogram, point: HistogramPoint) -> metric
     out.time_unix_nano, out.start_time_unix_nano = point.time_ns, point.start_ns
     if has_ended(point):
         out.flags = _NO_RECORDED_VALUE
-        return out
+        return
     out.count, out.sum = sum(counts), point.sum
     out.bucket_counts.extend(counts)
     out.explicit_bounds.extend(bounds)
@@ -163,7 +176,6 @@ def _add_histogram(data: metrics_pb2.Histogram, point: HistogramPoint) -> metric
         hi, lo = exemplar.trace
         example.trace_id = int(hi).to_bytes(8, "big") + int(lo).to_bytes(8, "big")
         example.span_id = int(exemplar.span).to_bytes(8, "big")
-    return out
 
 
 def _set_attributes(out: Iterable[common_pb2.KeyValue], attributes: Mapping[str, Scalar]) -> None:

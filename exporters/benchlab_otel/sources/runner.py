@@ -22,9 +22,9 @@ import numpy as np
 from benchlab_otel import contract
 from benchlab_otel.model import Point, Resource
 from benchlab_otel.otlp.encode import SpanBatch, encode_request
-from benchlab_otel.otlp.encode_metrics import Told
 from benchlab_otel.otlp.ids import random64
 from benchlab_otel.otlp.sink import Sink
+from benchlab_otel.sources.metrics import Metrics
 from benchlab_otel.sources.reading import Batch, Device, Reader, Reply, SourceError
 from benchlab_otel.sources.rota import Seat, Turn
 from benchlab_otel.sources.samples import Samples
@@ -88,7 +88,7 @@ class Runner:
         self._samples: Samples | None = None  # of a device that was opened
         self._replies: list[Reply] = []  # not yet decoded
         self._latest: Batch | None = None  # not yet told as metrics
-        self._told = Told()
+        self._metrics = Metrics()
         self._started_ns = anchor().now_ns()
         self._flush_due = self._metrics_due = 0.0
         self._stop = Event()
@@ -146,7 +146,7 @@ class Runner:
                 longest = _FOREIGN_PAUSE_S if foreign else _LONGEST_PAUSE_S
             came = self.health.readings > readings
             pause = _FIRST_PAUSE_S if came else min(longest, max(_FIRST_PAUSE_S, pause * 2))
-        self._tell([])
+        self._end_series()
         self._sink.traces(encode_request(self._resource, [self._session_span()]))
 
     def _open(self) -> Reader:
@@ -156,7 +156,7 @@ class Runner:
         finally:
             self.health.duration_s = time.monotonic() - begin
         if reader.device != self.health.device:
-            self._tell([])  # the series of the device before
+            self._end_series()  # of the device before
             self.health.device = reader.device
             self._resource = self._resource_of(reader.device)
             self._samples = Samples(self._resource, reader.device, self._trace, self._root)
@@ -286,19 +286,24 @@ class Runner:
 
     def _publish_metrics(self) -> None:
         """Health, and the values of the latest reading unless they have been told already."""
-        points = self._health_points()
-        if self._latest is not None and self.health.device:
-            points += _points(self._latest, self.health.device.counting_since_ns)
+        device, latest, now = self.health.device, self._latest, anchor().now_ns()
+        if latest is None or device is None:
+            bodies = self._metrics.health(self._resource, self._health_points(now), now)
+        else:
+            health = self._health_points(now)
+            bodies = self._metrics.reading(self._resource, health, latest, device.counting_since_ns, now)
             self._latest = None
-        self._tell(points)
+        self._hand_over(bodies)
 
-    def _tell(self, points: Sequence[Point]) -> None:
-        """Hands over the points; series that were told before and are not among them end."""
-        for body in self._told.requests(self._resource, points, anchor().now_ns()):
+    def _end_series(self) -> None:
+        self._hand_over(self._metrics.health(self._resource, [], anchor().now_ns()))
+
+    def _hand_over(self, bodies: list[bytes]) -> None:
+        for body in bodies:
             self._sink.metrics(body)
 
-    def _health_points(self) -> list[Point]:
-        health, now = self.health, anchor().now_ns()
+    def _health_points(self, now: int) -> list[Point]:
+        health = self.health
         labels = {"source": health.source, "hw.id": health.device.hw_id if health.device else health.address}
         points = [
             Point(contract.COLLECT_SUCCESS, labels, float(health.ok), now),
@@ -323,14 +328,3 @@ class _Nowhere:
 
     def metrics(self, body: bytes) -> None:
         """Forgets it."""
-
-
-def _points(batch: Batch, since_ns: int) -> list[Point]:
-    """The last reading as metric points; absent values have none. `since_ns`: when counters began."""
-    time_ns = int(batch.end_ns[-1])
-    starts = {"counter": since_ns}
-    return [
-        Point(f.metric, f.labels, value, time_ns, starts.get(f.metric.kind, 0))
-        for f, value in zip(batch.fields, batch.values[-1].tolist(), strict=True)
-        if f.metric and not math.isnan(value)
-    ]
