@@ -13,9 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import pynvml
+
 from benchlab_otel import sources
 from benchlab_otel.config import Nvml, Sources
-from benchlab_otel.sources import nvml
+from benchlab_otel.sources import nvml, nvml_state
 from benchlab_otel.sources.reading import SourceError
 from conftest import wait_for
 from receiving import Receiver
@@ -43,6 +45,20 @@ def _read(address: str, readings: int, pause_s: float, at_once: bool) -> dict:
         told["error"] = {name: getattr(error, name) for name in ("reason", "fix", "risk")}
         told["error"]["message"] = str(error)
     return told
+
+
+def rounds(times: list[float]) -> list[list]:
+    """What the first GPU tells besides energy and power at each of these times (s)."""
+    pynvml.nvmlInit()
+    try:
+        values = nvml_state.Values(nvml_state.Gpu(pynvml.nvmlDeviceGetHandleByIndex(0), "gpu-aa", "gpu"))
+        told = [values.read(time_s) for time_s in times]
+    finally:
+        pynvml.nvmlShutdown()
+    return [
+        [[f.metric.name, f.labels, v] for f, v in zip(fields, numbers, strict=True)]
+        for fields, numbers in told
+    ]
 
 
 def list_(opened: str) -> list[list[str]]:
@@ -91,7 +107,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         os.environ["NVML_STUB"] = request.pop("script")
-        answer = {"read": read, "run": run, "list": list_}[request.pop("do")](**request)
+        answer = {"read": read, "run": run, "rounds": rounds, "list": list_}[request.pop("do")](**request)
         print(json.dumps(answer), flush=True)
 
 
