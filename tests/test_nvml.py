@@ -58,7 +58,7 @@ def ask(child, tmp_path):
     def answer(script: str | bytes, do: str = "read", **arguments):
         path = tmp_path / "script.txt"
         path.write_bytes(script if isinstance(script, bytes) else script.encode())
-        child.stdin.write(json.dumps({"script": str(path), "do": do} | arguments) + "\n")
+        child.stdin.write(json.dumps({"path": str(path), "do": do} | arguments) + "\n")
         child.stdin.flush()
         return json.loads(child.stdout.readline())
 
@@ -390,8 +390,48 @@ def test_slow_values_go_on_and_do_not_hold_up_samples(ask):
 
 def test_gpus_are_listed_without_initializing_nvml_again_while_one_is_read(ask):
     only_once = f"init 0 {UNKNOWN}\n" + gpu("energy_mj 5000")  # begins anew when nobody has it initialized
-    told = ask(only_once, "list", opened="0")
+    told = ask(only_once, "list_", opened="0")
     assert told == [["0"], ["0"], ["0"]]
+
+
+FIRST, SECOND, THIRD = (gpu("energy_mj 5000", uuid=uuid) for uuid in ("GPU-aa", "GPU-bb", "GPU-cc"))
+
+
+def test_a_gpu_that_comes_while_another_is_read_is_found(ask):
+    one, both = [FIRST, ["0000:01:00.0"]], [FIRST + SECOND, ["0000:01:00.0", "0000:02:00.0"]]
+    told = ask(FIRST, "plug", steps=[one, both, both, one, both, both])
+    assert told == [
+        [None, ["0"]],
+        ["busy", ["0", "1"]],
+        [None, ["0", "1"]],
+        [None, ["0", "1"]],  # one that went is NVML's to tell: its own reader notices
+        ["busy", ["0", "1"]],  # the same one is back
+        [None, ["0", "1"]],
+    ]
+
+
+def test_a_gpu_of_the_driver_that_nvml_never_lists_breaks_off_readings_once_only(ask):
+    one, failed = [FIRST, ["0000:01:00.0"]], [FIRST, ["0000:01:00.0", "0000:02:00.0"]]
+    told = ask(FIRST, "plug", steps=[one, failed, failed, failed, failed])
+    assert told == [[None, ["0"]], ["busy", ["0"]], *[[None, ["0"]]] * 3]
+
+
+def test_nvml_is_not_opened_again_before_all_have_let_go_of_it(ask):
+    two, three = FIRST + SECOND, FIRST + SECOND + THIRD
+    told = ask(two, "plug_third", two=two, three=three, let_go=[0, 1])
+    assert told == [["busy", "busy"], "busy", None, ["0", "1", "2"]]
+
+
+def test_a_reader_that_hangs_when_a_gpu_comes_does_not_end_the_others(ask):
+    two, three = FIRST + SECOND, FIRST + SECOND + THIRD
+    told = ask(two, "plug_third", two=two, three=three, let_go=[0])
+    assert told == [["busy", "busy"], "busy", "busy", ["0", "1"]]
+
+
+def test_a_gpu_that_comes_is_read_beside_the_first(ask):
+    series = [["hw.energy", {"hw.id": "gpu-bb"}], ["exporter.collect.failures", {"hw.id": "gpu-aa"}]]
+    told = ask(FIRST, "run", until=series, then=[FIRST + SECOND, ["0000:02:00.0"]])
+    assert [(h["ok"], h["failures"]) for h in told["health"]] == [(True, {"busy": 1}), (True, {})]
 
 
 @pytest.mark.parametrize(
