@@ -23,7 +23,7 @@ from test_cli_sources import PROGRAM
 FOLDER = Path(__file__).parent / "nvml"
 FULL = (FOLDER / "full.txt").read_text()
 ID = "gpu-5a1c9f3e-77d2-4b0e-9d52-0c6f1e2a4b88"
-GONE, UNKNOWN, NO_PERMISSION, HANGS = "!15", "!999", "!4", "~120000"
+GONE, UNKNOWN, NO_PERMISSION, NOT_SUPPORTED, HANGS = "!15", "!999", "!4", "!3", "~120000"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def ask(child, tmp_path):
     def answer(script: str | bytes, do: str = "read", **arguments):
         path = tmp_path / "script.txt"
         path.write_bytes(script if isinstance(script, bytes) else script.encode())
-        child.stdin.write(json.dumps({"script": str(path), "do": do} | arguments) + "\n")
+        child.stdin.write(json.dumps({"path": str(path), "do": do} | arguments) + "\n")
         child.stdin.flush()
         return json.loads(child.stdout.readline())
 
@@ -178,6 +178,66 @@ def test_text_that_is_none_is_absent(ask):
     ((_, info, _),) = [value for value in told["values"] if value[0] == "hw.info"]
     assert info["hw.firmware_version"] == "96.00"
     assert "hw.serial_number" not in info
+
+
+# -- what is asked each second, and what seldom -----------------------------------------------
+
+
+def told_in(rounds: list[list], name: str, *labels: str) -> list[float | None]:
+    """The value of the one series with these labels in each round, None where it is absent."""
+    found = [[v for n, had, v in values if n == name and {*labels} <= {*had.values()}] for values in rounds]
+    assert all(len(values) < 2 for values in found)
+    return [values[0] if values else None for values in found]
+
+
+def test_what_hardly_changes_is_asked_for_each_minute_and_the_rest_each_second(ask):
+    script = changed(
+        FULL,
+        max_clock_0="1980 1990",
+        threshold_0="95 96",
+        limit_default_mw="700000 710000",
+        limit_max_mw="700000 710000",
+        fans="1 2",
+        clock_0="1755 1756 1757 1758",
+        limit_enforced_mw="650000 640000 630000 620000",
+        temperature_0="61 62 63 64",
+    )
+    told = ask(script, "rounds", times=[0, 1, 59, 60])
+    assert told_in(told, "hw.gpu.clock.limit", "graphics") == [1980e6, 1980e6, 1980e6, 1990e6]
+    assert told_in(told, "hw.temperature.limit", "high.critical") == [95, 95, 95, 96]
+    for kind in ("default", "max"):
+        assert told_in(told, "hw.power.limit", kind) == [700, 700, 700, 710]
+    assert told_in(told, "hw.fan.speed_ratio", "fan-1") == [None, None, None, 0.42]
+    assert told_in(told, "hw.gpu.clock", "graphics") == [1755e6, 1756e6, 1757e6, 1758e6]
+    assert told_in(told, "hw.power.limit", "enforced") == [650, 640, 630, 620]
+    assert told_in(told, "hw.temperature", "gpu") == [61, 62, 63, 64]
+
+
+@pytest.mark.parametrize("error", [NOT_SUPPORTED, "!13"], ids=["not supported", "no such function"])
+def test_what_a_gpu_does_not_have_is_asked_for_again_after_a_minute(ask, error):
+    script = gpu(f"encoder {error} 50", f"max_clock_0 {error} 1980", f"fans {error} 1", "fan_0 40")
+    told = ask(script, "rounds", times=[0, 1, 2, 60])
+    assert told_in(told, "hw.gpu.utilization") == [None, None, None, 0.5]
+    assert told_in(told, "hw.gpu.clock.limit") == [None, None, None, 1980e6]
+    assert told_in(told, "hw.fan.speed_ratio") == [None, None, None, 0.4]
+
+
+@pytest.mark.parametrize("error", [NO_PERMISSION, "!10", UNKNOWN])
+def test_an_error_that_may_pass_leaves_a_value_out_until_the_next_second(ask, error):
+    script = gpu(f"encoder {error} 50 {error} 60", f"max_clock_0 {error} 1980", "fan_0 40", f"fans {error} 1")
+    told = ask(script, "rounds", times=[0, 1, 2, 3])
+    assert told_in(told, "hw.gpu.utilization") == [None, 0.5, None, 0.6]
+    assert told_in(told, "hw.gpu.clock.limit") == [None, 1980e6, 1980e6, 1980e6]
+    assert told_in(told, "hw.fan.speed_ratio") == [None, 0.4, 0.4, 0.4]
+
+
+def test_a_mig_instance_that_is_made_or_removed_is_noticed_in_the_next_second(ask):
+    instance = "mig MIG-1\nhandle !6 0 0 !6\nmemory_total 19000\nmemory_used 7\ncompute 4194307:1000\n"
+    script = gpu("mig_mode 1", "memory_total 80000", "memory_used 9", "compute 4194307:1000") + instance
+    told = ask(script, "rounds", times=[0, 1, 2, 3])
+    assert told_in(told, "hw.gpu.memory.usage", "mig-1") == [None, 7, 7, None]
+    assert told_in(told, "hw.gpu.process.memory.usage", "mig-1") == [None, 1000, 1000, None]
+    assert told_in(told, "hw.gpu.process.memory.usage", "gpu-aa") == [1000, None, None, 1000]
 
 
 # -- power and energy -------------------------------------------------------------------------
@@ -330,8 +390,48 @@ def test_slow_values_go_on_and_do_not_hold_up_samples(ask):
 
 def test_gpus_are_listed_without_initializing_nvml_again_while_one_is_read(ask):
     only_once = f"init 0 {UNKNOWN}\n" + gpu("energy_mj 5000")  # begins anew when nobody has it initialized
-    told = ask(only_once, "list", opened="0")
+    told = ask(only_once, "list_", opened="0")
     assert told == [["0"], ["0"], ["0"]]
+
+
+FIRST, SECOND, THIRD = (gpu("energy_mj 5000", uuid=uuid) for uuid in ("GPU-aa", "GPU-bb", "GPU-cc"))
+
+
+def test_a_gpu_that_comes_while_another_is_read_is_found(ask):
+    one, both = [FIRST, ["0000:01:00.0"]], [FIRST + SECOND, ["0000:01:00.0", "0000:02:00.0"]]
+    told = ask(FIRST, "plug", steps=[one, both, both, one, both, both])
+    assert told == [
+        [None, ["0"]],
+        ["busy", ["0", "1"]],
+        [None, ["0", "1"]],
+        [None, ["0", "1"]],  # one that went is NVML's to tell: its own reader notices
+        ["busy", ["0", "1"]],  # the same one is back
+        [None, ["0", "1"]],
+    ]
+
+
+def test_a_gpu_of_the_driver_that_nvml_never_lists_breaks_off_readings_once_only(ask):
+    one, failed = [FIRST, ["0000:01:00.0"]], [FIRST, ["0000:01:00.0", "0000:02:00.0"]]
+    told = ask(FIRST, "plug", steps=[one, failed, failed, failed, failed])
+    assert told == [[None, ["0"]], ["busy", ["0"]], *[[None, ["0"]]] * 3]
+
+
+def test_nvml_is_not_opened_again_before_all_have_let_go_of_it(ask):
+    two, three = FIRST + SECOND, FIRST + SECOND + THIRD
+    told = ask(two, "plug_third", two=two, three=three, let_go=[0, 1])
+    assert told == [["busy", "busy"], "busy", None, ["0", "1", "2"]]
+
+
+def test_a_reader_that_hangs_when_a_gpu_comes_does_not_end_the_others(ask):
+    two, three = FIRST + SECOND, FIRST + SECOND + THIRD
+    told = ask(two, "plug_third", two=two, three=three, let_go=[0])
+    assert told == [["busy", "busy"], "busy", "busy", ["0", "1"]]
+
+
+def test_a_gpu_that_comes_is_read_beside_the_first(ask):
+    series = [["hw.energy", {"hw.id": "gpu-bb"}], ["exporter.collect.failures", {"hw.id": "gpu-aa"}]]
+    told = ask(FIRST, "run", until=series, then=[FIRST + SECOND, ["0000:02:00.0"]])
+    assert [(h["ok"], h["failures"]) for h in told["health"]] == [(True, {"busy": 1}), (True, {})]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 /* A libnvidia-ml.so.1 that tells what a script says: the far end of the real bindings in tests and benches.
 
-   The file named by $NVML_STUB is read when the library is initialized (the first of nested times):
+   The file named by $NVML_STUB is read when the library is initialized (the first of nested times), so that
+   which GPUs there are stays as it is until the last shutdown, as with the driver's library:
        driver TEXT            the driver's version
        gpu UUID | mig UUID    begins a GPU, or a MIG instance of the GPU before it
        name|serial|vbios TEXT
@@ -169,12 +170,14 @@ static int index_of(struct object *object) {
 
 static int handle(struct object *object, struct object **out) {
     u64 none;
+    if (!users) return UNINITIALIZED;
     if (!object) return NOT_FOUND;
     *out = object;
     return find(object, "handle") ? told(object, "handle", &none) : OK;
 }
 
 int nvmlDeviceGetCount_v2(unsigned *out) {
+    if (!users) return UNINITIALIZED;
     for (*out = 0; child(0, *out);) ++*out;
     return OK;
 }

@@ -71,8 +71,9 @@ def addresses(settings: Nvml) -> list[str]:
 
 
 def open_reader(settings: Nvml, address: str) -> NvmlReader:
-    """Opens a GPU; SourceError names the fix where there is no driver or the GPU is gone."""
+    """Opens a GPU; SourceError, with the fix, without a driver or when the GPU is gone, or another came."""
     what = f"GPU {address}" if address else "GPU"
+    _LIBRARY.check()
     try:
         _LIBRARY.enter()
     except pynvml.NVMLError as error:
@@ -144,7 +145,8 @@ class NvmlReader:
         self._state = State(card)
 
     def read(self) -> Reply:
-        """Energy and power; SourceError when the GPU is gone or doesn't tell what it told before."""
+        """Energy and power; SourceError when the GPU is gone or doesn't tell what it did, or another came."""
+        _LIBRARY.check()
         try:
             self._state.check()
             start = time.monotonic_ns()

@@ -52,6 +52,13 @@ _GONE = {  # of any call: the GPU itself is away, not one of its values
     pynvml.NVML_ERROR_UNINITIALIZED,
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
 }
+_LACKING = {  # of one call: asked again at once, it would be answered the same
+    pynvml.NVML_ERROR_NOT_SUPPORTED,
+    pynvml.NVML_ERROR_INVALID_ARGUMENT,
+    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+    pynvml.NVML_ERROR_DEPRECATED,
+}
 _FIELD_VALUE = Struct("=IIqqIi8s")  # nvmlFieldValue_t: field, scope, time, latency, type, return code, value
 _VALUES = [Struct(kind) for kind in "dILQqiH"]  # by nvmlValueType_t
 
@@ -62,22 +69,41 @@ def failure(error: pynvml.NVMLError, what: str) -> SourceError:
     return SourceError(reason, f"{what}: NVML: {error}", fix, risk)
 
 
-def optional(function: Callable[..., Any], *arguments: Any) -> Any | None:
-    """What a call tells, None where GPU, driver or user can't have it; NVMLError when the GPU is gone."""
+def ask(function: Callable[..., Any], *arguments: Any) -> tuple[Any | None, bool]:
+    """What a call tells, or None and whether that may pass: not where GPU or driver don't have it at all.
+
+    NVMLError when the GPU is gone.
+    """
     try:
-        return function(*arguments)
+        return function(*arguments), False
     except pynvml.NVMLError as error:
         if error.value in _GONE:
             raise
-        return None
+        return None, error.value not in _LACKING
     except UnicodeDecodeError:  # text from a damaged infoROM
-        return None
+        return None, False
 
 
-def either(new: Callable[..., Any], old: Callable[..., Any], *arguments: Any) -> Any | None:
-    """As `optional`, by the function that older drivers have where the new one tells nothing."""
-    told = optional(new, *arguments)
-    return optional(old, *arguments) if told is None else told
+def optional(function: Callable[..., Any], *arguments: Any) -> Any | None:
+    """What a call tells, None where GPU, driver or user can't have it; NVMLError when the GPU is gone."""
+    return ask(function, *arguments)[0]
+
+
+class Survey:
+    """Asks for many values, as `optional` does; `again` says that one of them has an error that may pass."""
+
+    def __init__(self) -> None:
+        self.again = False
+
+    def told(self, function: Callable[..., Any], *arguments: Any) -> Any | None:
+        """What a call tells, if anything."""
+        answer, passing = ask(function, *arguments)
+        self.again |= passing
+        return answer
+
+    def either(self, new: Callable[[], Any], old: Callable[[], Any]) -> Callable[[], Any]:
+        """The newer of two calls, or the one that older drivers have where it tells nothing."""
+        return old if self.told(new) is None else new
 
 
 def field_values(handle: Any, fields: Sequence[int]) -> tuple[float, ...]:
