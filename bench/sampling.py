@@ -8,7 +8,8 @@ only wakes up a thousand times a second: what this machine's kernel (and hypervi
 alone, and "sleep, read" reads the three files besides. Then every source
 at 20 Hz (host at 1 Hz), BENCHLAB as an emulator in another process and NVML as the tests' stub library,
 the kernel's drivers as the /sys of real machines (tests/sysfs): so without the time that a driver takes;
-"sleep" is again the wakes alone, of a thread for each rate, as the sources of one rate are read together.
+"sleep" is again the wakes alone, "sleep, read" reads as many files and asks the BENCHLAB at each of them: the
+least that a sampler in Python takes here, without NVML and host and with nothing kept or sent.
 Each for SECONDS (default 10) and three repeats, in turn; prints the share of one core as median, min
 and max over the repeats. Opening devices is not counted: a second passes before the clock starts.
 
@@ -19,25 +20,26 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
+import serial
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # its fixtures of real machines
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from benchlab_otel import sources
+from benchlab_otel import sources, wire
 from benchlab_otel.config import Benchlab, Drm, Hwmon, Nvml, PowerSupply, Rapl, Sources
 from benchlab_otel.sources import rapl
 from benchlab_otel.sources.runner import Runner
@@ -136,27 +138,39 @@ def loop(files: list[Path], seconds: float) -> None:
     assert values
 
 
-def only_sleep(schedule: Schedule, files: list[int], seconds: float) -> None:
-    """Wakes up as often as a sampler, reads the open files and does nothing else."""
-    end = time.monotonic() + seconds
-    while (due := schedule.next(time.monotonic())) < end:
-        time.sleep(max(0.0, due - time.monotonic()))
-        for file in files:
-            os.pread(file, 32, 0)
-
-
-def only_wake(rates: list[float], seconds: float, files: tuple[Path, ...] = ()) -> None:
-    """A thread for each rate."""
-    begins = (time.monotonic() + i * sources.APART_S for i in range(len(rates)))
-    schedules = [Schedule(1 / rate, begin, seed=1) for rate, begin in zip(rates, begins, strict=True)]
+def only_wake(rate: float, seconds: float, files: Sequence[Path] = (), port: str = "", size: int = 0) -> None:
+    """Wakes up as often as a sampler, reads open files, asks a BENCHLAB, and does nothing else."""
+    schedule, end = Schedule(1 / rate, time.monotonic(), seed=1), time.monotonic() + seconds
     numbers = [os.open(file, os.O_RDONLY) for file in files]
-    threads = [Thread(target=only_sleep, args=(schedule, numbers, seconds)) for schedule in schedules]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ExitStack() as open_port:
+        line = open_port.enter_context(serial.Serial(port, wire.BAUD_RATE)) if port else None
+        while (due := schedule.next(time.monotonic())) < end:
+            time.sleep(max(0.0, due - time.monotonic()))
+            for number in numbers:
+                os.pread(number, 1024, 0)
+            if line:
+                ask(line.fileno(), size)
     for number in numbers:
         os.close(number)
+
+
+def ask(line: int, size: int) -> None:
+    """One reading of a BENCHLAB."""
+    readable = select.poll()
+    readable.register(line, select.POLLIN)
+    os.write(line, bytes([wire.READ_SENSORS]))
+    while size and readable.poll(1e3):
+        size -= len(os.read(line, size))
+    assert not size
+
+
+def sizes(name: str, settings: Sources) -> list[int]:
+    """How much a source reads each time: texts, or bytes; for each device."""
+    source, section, found = sources.load(name), getattr(settings, name), []
+    for address in source.addresses(section):
+        with closing(source.open_reader(section, address)) as reader:
+            found.append(len(reader.read()[2]))
+    return found
 
 
 def shares(ways: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
@@ -265,8 +279,8 @@ def main() -> None:
             {
                 "rapl": partial(sampled, ["rapl"], fast, seconds),
                 "open, read, sleep": partial(measured, partial(loop, files, seconds)),
-                "sleep": partial(measured, partial(only_wake, [RATE_HZ], seconds)),
-                "sleep, read": partial(measured, partial(only_wake, [RATE_HZ], seconds, tuple(files))),
+                "sleep": partial(measured, partial(only_wake, RATE_HZ, seconds)),
+                "sleep, read": partial(measured, partial(only_wake, RATE_HZ, seconds, files)),
                 "rapl, one zone": partial(sampled, ["rapl"], fast_one, seconds),
             }
         )
@@ -278,10 +292,15 @@ def main() -> None:
         show_histogram(lateness(tree, seconds))
         print("every source at 20 Hz, host at 1 Hz")
         each = ["benchlab", "rapl", *nvml(tree), "drm", "hwmon", "power_supply", "host"]
-        ways = {"all": each} | {name: [name] for name in each}
-        rates = sorted({getattr(slow, name).rate_hz for name in each})
-        together = {way: partial(sampled, names, slow, seconds) for way, names in ways.items()}
-        tell(shares(together | {"sleep": partial(measured, partial(only_wake, rates, seconds))}))
+        names_of = {"all": each} | {name: [name] for name in each}
+        count = sum(sum(sizes(name, slow)) for name in ("rapl", "drm", "hwmon", "power_supply"))
+        others = sorted(file for file in desktop.rglob("*") if file.is_file())[:count]
+        ways = {way: partial(sampled, names, slow, seconds) for way, names in names_of.items()}
+        ways["sleep"] = partial(measured, partial(only_wake, 20.0, seconds))
+        ways["sleep, read"] = partial(
+            measured, partial(only_wake, 20.0, seconds, others, port, *sizes("benchlab", slow))
+        )
+        tell(shares(ways))
 
 
 if __name__ == "__main__":
