@@ -16,7 +16,8 @@ from machines import unpack, write
 from receiving import Receiver, read_one
 
 AMD, INTEL = "ryzen-5950x-rx6800xt", "core-ultra-arc-b580"
-ARC = "devices/pci0000:00/0000:00:01.0/0000:03:00.0"
+ARC = "devices/pci0000:00/0000:00:01.0/0000:01:00.0/0000:02:01.0/0000:03:00.0"
+RADEON = "devices/pci0000:00/0000:00:03.1/0000:09:00.0/0000:0a:00.0/0000:0b:00.0"
 
 
 @contextmanager
@@ -93,6 +94,50 @@ def test_a_gpu_that_sleeps_is_not_woken(tmp_path):
     assert "hw.power.limit" not in " ".join(keys)
 
 
+def links(reader) -> list[float]:
+    """PCIe generation and width."""
+    (batch,) = reader.decode([reader.read()])
+    return [
+        value
+        for f, value in zip(batch.fields, batch.values[0].tolist(), strict=True)
+        if f.metric.name.startswith("hw.gpu.pcie")
+    ]
+
+
+@pytest.mark.parametrize(("machine", "gpu"), [(AMD, RADEON), (INTEL, ARC)])
+def test_the_link_is_the_slots_where_the_card_has_a_switch(machine, gpu, tmp_path):
+    root = unpack(machine, tmp_path)
+    port = (root / gpu).parents[1]
+    write(port / "current_link_speed", "8.0 GT/s PCIe")
+    write(port / "current_link_width", "4")
+    with opened(root) as reader:
+        assert links(reader) == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("port", [1, 2], ids=["below a root port", "below the mainboard's switch"])
+@pytest.mark.parametrize(("machine", "gpu"), [(AMD, RADEON), (INTEL, ARC)])
+def test_without_a_switch_of_the_card_the_link_is_the_gpus(machine, gpu, port, tmp_path):
+    root = unpack(machine, tmp_path)
+    write((root / gpu).parents[port - 1] / "vendor", "0x10b5")
+    write(root / gpu / "current_link_speed", "5.0 GT/s PCIe")
+    write(root / gpu / "current_link_width", "2")
+    with opened(root) as reader:
+        assert links(reader) == [2.0, 2.0]
+
+
+def test_a_limit_is_where_its_energy_is_and_intels_sustained_one_is_long_term(tmp_path):
+    root = unpack(INTEL, tmp_path)
+    write(root / ARC / "hwmon/hwmon0/power1_max", "210000000")
+    with opened(root) as reader:
+        (batch,) = reader.decode([reader.read()])
+    found = {
+        (f.labels["hw.sensor_location"], f.labels["hw.limit_type"]): value
+        for f, value in zip(batch.fields, batch.values[0].tolist(), strict=True)
+        if f.metric.name == "hw.power.limit" and value == value
+    }
+    assert found == {("gpu", "cap"): 228.0, ("gpu", "long_term"): 210.0, ("gpu-pkg", "long_term"): 190.0}
+
+
 def test_slow_values_are_read_once_a_second_and_are_in_no_sample(tmp_path):
     root = unpack(AMD, tmp_path)
     with opened(root) as reader:
@@ -113,7 +158,7 @@ def test_a_card_that_answers_nothing_any_more_is_lost(tmp_path):
     root = unpack(AMD, tmp_path)
     with opened(root) as reader:
         read_one(reader)
-        for path in (root / "devices/pci0000:00/0000:00:03.1/0000:0b:00.0").rglob("*"):
+        for path in (root / RADEON).rglob("*"):
             if path.is_file() and not path.is_symlink() and path.name != "runtime_status":
                 path.write_text("")
         with pytest.raises(SourceError, match="no sensor can be read any more") as error:

@@ -116,6 +116,19 @@ def test_parts_of_several_packages_get_the_packages_number(tmp_path):
     assert kinds["package-1"] == "cpu"
 
 
+@pytest.mark.parametrize(("vendor", "counts_all_cores"), [("0000", True), ("0002", False), ("0009", False)])
+def test_the_zone_core_of_amd_and_hygon_is_one_core_and_left_out(vendor, counts_all_cores, tmp_path):
+    write(tmp_path / "devices/system/cpu/modalias", f"cpu:type:x86,ven{vendor}fam0019mod0021:feature:,0000")
+    for package in ("0", "1"):
+        zone(tmp_path, package, f"package-{package}", 1)
+        zone(tmp_path, f"{package}:0", "core", 1)
+    with opened(tmp_path) as reader:
+        keys, said = set(read_one(reader)), reader.device.description
+    packages = {"hw.energy.package-0", "hw.energy.package-1"}
+    assert keys == packages | ({"hw.energy.core-0", "hw.energy.core-1"} if counts_all_cores else set())
+    assert ("core-1 (counts one core of the package)" in said) != counts_all_cores
+
+
 def test_no_counters_says_what_to_do(tmp_path):
     with pytest.raises(SourceError, match="no RAPL counters") as error, opened(tmp_path):
         pass
@@ -204,6 +217,23 @@ def test_limits_are_read_again_and_none_is_absent(tmp_path):
         assert np.isnan(found["core", "long_term"])
         write(root / "class/powercap/intel-rapl:0/constraint_0_power_limit_uw", "15000000")
         wait_for(lambda: limits(reader)["package-0", "long_term"] == 15.0)
+
+
+def test_of_limits_that_are_set_in_two_places_the_lower_is_in_force(tmp_path):
+    root = unpack("thinkpad-x1-i7-8550u", tmp_path)
+    twin = root / "class/powercap/intel-rapl-mmio:0"
+    for number, (kind, watts) in enumerate([("long_term", 12), ("short_term", 60), ("peak_power", 90)]):
+        write(twin / f"constraint_{number}_name", kind)
+        write(twin / f"constraint_{number}_power_limit_uw", f"{watts}000000")
+    write(twin / "enabled", "1")
+    with opened(root) as reader:
+        found = limits(reader)
+        assert found["package-0", "long_term"] == 12.0
+        assert found["package-0", "short_term"] == 44.0
+        assert found["package-0", "peak_power"] == 90.0
+        write(twin / "enabled", "0")  # as thermald does
+        wait_for(lambda: limits(reader)["package-0", "long_term"] == 20.0)
+        assert np.isnan(limits(reader)["package-0", "peak_power"])
 
 
 @pytest.mark.parametrize("text", ["", "12x\n", "\xff\n"])

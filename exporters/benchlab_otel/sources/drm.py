@@ -5,8 +5,10 @@ temperatures, fans, voltage, PCIe link and limits. What a driver has no file for
 
 Formats: Documentation/gpu/amdgpu/thermal.rst, Documentation/ABI/testing/sysfs-driver-intel-i915-hwmon
 and sysfs-driver-intel-xe-hwmon of the Linux kernel. AMD's power is an average over a time that the
-firmware decides. A GPU that its power management has switched off is not woken to be read (reason
-"asleep"); while it is read, most drivers keep it awake.
+firmware decides. Intel's sustained limit (PL1, `power1_max`) is called long_term, as RAPL calls it; a
+limit has the place of the energy that it limits. Cards with a PCIe switch of their own (AMD from RDNA
+on, Intel Arc): the link is that of the switch to the slot. A GPU that its power management has switched
+off is not woken to be read (reason "asleep"); while it is read, most drivers keep it awake.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ METRICS = (
 _SUSPENDED = b"suspended"
 _VENDORS = {"amdgpu": "AMD", "i915": "Intel", "xe": "Intel"}
 _GENERATIONS = {"2.5": 1.0, "5.0": 2.0, "8.0": 3.0, "16.0": 4.0, "32.0": 5.0, "64.0": 6.0}
+_POWER_LIMITS = {"cap": "cap", "max": "long_term", "crit": "high.critical"}  # file: hw.limit_type
 _TEMPERATURE_LIMITS = {"crit": "high.critical", "max": "high.degraded"}
 
 
@@ -159,22 +162,30 @@ def _power(monitor: Path, hw_id: str) -> Iterator[Sensor]:
             return
 
 
+def _counters(monitor: Path) -> Iterator[tuple[Path, str, str]]:
+    """Intel's energy counters: (file, label, domain).
+
+    The whole card is "gpu", or the chip where the card has no counter or one that stays at 0.
+    """
+    files = [p for p in sorted(monitor.glob("energy*_input")) if text(p) not in ("", "0")]
+    for number, path in enumerate(files):
+        label = text(path.with_name(path.name.replace("_input", "_label")))
+        yield path, label, f"gpu-{label or path.name.partition('_')[0]}" if number else "gpu"
+
+
 def _energy(monitor: Path, hw_id: str) -> Iterator[Sensor]:
-    """Intel: the whole card is "gpu", or the chip where the card has no counter or one that stays at 0."""
-    counters = [p for p in sorted(monitor.glob("energy*_input")) if text(p) not in ("", "0")]
-    for number, path in enumerate(counters):
-        label = text(path.with_name(path.name.replace("_input", "_label"))) or path.name.partition("_")[0]
-        domain = f"gpu-{label}" if number else "gpu"
+    for path, _, domain in _counters(monitor):
         key = contract.ENERGY_PREFIX + domain
         yield from _if_there(path, contract.HW_ENERGY, _hw(hw_id, domain), scaled(1e-6), key)
 
 
 def _limits(monitor: Path, hw_id: str) -> Iterator[Sensor]:
+    domains = {label: domain for _, label, domain in _counters(monitor)}
     for path in sorted(monitor.glob("power*_*")):
         stem, _, kind = path.name.partition("_")
-        if kind in ("cap", "max", "crit"):
-            labels = _hw(hw_id, text(monitor / f"{stem}_label") or "gpu")
-            labels["hw.limit_type"] = "high.critical" if kind == "crit" else kind
+        if kind in _POWER_LIMITS:
+            label = text(monitor / f"{stem}_label")
+            labels = _hw(hw_id, domains.get(label, label or "gpu")) | {"hw.limit_type": _POWER_LIMITS[kind]}
             yield from _if_there(path, contract.HW_POWER_LIMIT, labels, scaled(1e-6, (1e-6, WATTS[1])))
 
 
@@ -245,9 +256,22 @@ def _load(device: Path, hw_id: str) -> Iterator[Sensor]:
 
 
 def _link(device: Path, hw_id: str) -> Iterator[Sensor]:
-    labels = {"hw.id": hw_id}
-    yield from _if_there(device / "current_link_speed", contract.GPU_PCIE_GENERATION, labels, pcie_generation)
-    yield from _if_there(device / "current_link_width", contract.GPU_PCIE_WIDTH, labels, scaled(1.0, (1, 32)))
+    labels, port = {"hw.id": hw_id}, _slot_port(device)
+    yield from _if_there(port / "current_link_speed", contract.GPU_PCIE_GENERATION, labels, pcie_generation)
+    yield from _if_there(port / "current_link_width", contract.GPU_PCIE_WIDTH, labels, scaled(1.0, (1, 32)))
+
+
+def _slot_port(device: Path) -> Path:
+    """The card's PCIe port to the slot: the GPU, or the upstream port of the card's own switch.
+
+    Behind such a switch a GPU says 2.5 GT/s x1 (Intel) or the most that it can do (AMD), whatever the
+    slot's link. Its two ports have the GPU's vendor id, by which amdgpu tells them too; Intel's root ports
+    have that as well, but are right below the host bridge (`pci0000:00`).
+    """
+    gpu = device.resolve()
+    downstream, upstream, above = gpu.parents[:3]
+    makers = {text(folder / "vendor") for folder in (gpu, downstream, upstream)}
+    return upstream if len(makers) == 1 and not above.name.startswith("pci") else gpu
 
 
 def pcie_generation(speed: bytes) -> float:

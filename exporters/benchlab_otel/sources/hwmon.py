@@ -5,15 +5,14 @@ supplies and platform power meters, with the limits they are set to. GPUs are le
 and nvml, batteries to power_supply.
 
 Format: Documentation/hwmon/sysfs-interface.rst of the Linux kernel. A chip's hw.id is its driver's
-name and its place on the bus, as hwmon's own numbers change from boot to boot. A fan header that
-nothing is plugged into reads 0 rpm, like a fan that stands still.
+name and its place on the bus, as hwmon's own numbers change from boot to boot. A sensor is called by its
+label; where several of a chip have the same one (dell_smm: three times SODIMM), the file's name is added.
+A fan header that nothing is plugged into reads 0 rpm, like a fan that stands still.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 from benchlab_otel import contract
 from benchlab_otel.config import Hwmon
 from benchlab_otel.contract import Metric
-from benchlab_otel.sources.reading import Device, Field, Reply, SourceError
+from benchlab_otel.sources.reading import Device, Field, SourceError
 from benchlab_otel.sources.sysfs import (
     AMPERES,
     ANY,
@@ -30,6 +29,7 @@ from benchlab_otel.sources.sysfs import (
     RPM,
     VOLTS,
     WATTS,
+    Listing,
     Sensor,
     SensorReader,
     is_sysfs,
@@ -41,7 +41,6 @@ from benchlab_otel.timebase import anchor
 
 HW_ID = "hwmon"
 LIMITS_EVERY_S = 60.0  # limits hardly change, and asking a drive for them is a command to it
-LOOK_EVERY_S = 1.0  # for chips that come and go
 METRICS = (
     contract.HW_TEMPERATURE,
     contract.HW_TEMPERATURE_LIMIT,
@@ -92,7 +91,7 @@ _FILES = {
     "energy{}_input": _ENERGY,
     "humidity{}_input": _HUMIDITY,
 }
-_PATTERNS = {re.compile(name.format(r"(\d+)")): quantity for name, quantity in _FILES.items()}
+_PATTERNS = {re.compile(name.format(r"\d+")): quantity for name, quantity in _FILES.items()}
 _LIMITS = {  # suffix of the file: hw.limit_type
     "temp": {"crit": "high.critical", "max": "high.degraded", "lcrit": "low.critical", "min": "low.degraded"},
     "power": {"cap": "cap", "max": "max", "crit": "high.critical"},
@@ -116,14 +115,14 @@ class _Chip:
     driver: str
     hw_id: str
     group: str  # in keys of samples: the driver, or the id where several chips have that driver
+    names: dict[str, str]  # of the sensors, by stem (temp1)
 
 
 class HwmonReader(SensorReader):
     """All chips of a tree."""
 
     def __init__(self, tree: Path) -> None:
-        self._tree, self._there = tree, _listing(tree)
-        self._look_due = 0.0
+        listing = Listing(tree)
         chips = _chips(tree)
         sensors = [sensor for chip in chips for sensor in _sensors(chip)]
         if not sensors:
@@ -137,20 +136,7 @@ class HwmonReader(SensorReader):
             simulated=not is_sysfs(tree),
             counting_since_ns=anchor().now_ns(),
         )
-        super().__init__(device, sensors, LIMITS_EVERY_S)
-
-    def read(self) -> Reply:
-        """All sensors; SourceError "lost" where a chip came or went, so that all are looked for again."""
-        now = time.monotonic()
-        if now >= self._look_due:
-            self._look_due = now + LOOK_EVERY_S
-            if _listing(self._tree) != self._there:
-                raise SourceError("lost", f"{self._tree}: chips came or went")
-        return super().read()
-
-
-def _listing(tree: Path) -> list[str]:
-    return sorted(name for name in os.listdir(tree)) if tree.is_dir() else []  # noqa: PTH208 - 20 times as fast
+        super().__init__(device, sensors, LIMITS_EVERY_S, listing)
 
 
 def _chips(tree: Path) -> list[_Chip]:
@@ -163,7 +149,26 @@ def _chips(tree: Path) -> list[_Chip]:
             where = place(folder / "device") if (folder / "device").exists() else "virtual"
             found.append((folder, driver, f"{driver}-{where}"))
     several = Counter(driver for _, driver, _ in found)
-    return [_Chip(f, driver, id_, id_ if several[driver] > 1 else driver) for f, driver, id_ in found]
+    return [
+        _Chip(folder, driver, hw_id, hw_id if several[driver] > 1 else driver, _names(folder))
+        for folder, driver, hw_id in found
+    ]
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """What a chip's sensors are called: the label, with the stem where others of its kind have that too."""
+    files = [path.name for path in folder.iterdir()]
+    stems = {file.partition("_")[0] for file in files if any(p.fullmatch(file) for p in _PATTERNS)}
+    labels = {stem: text(folder / f"{stem}_label") or stem for stem in stems}
+    uses = Counter((_kind(stem), _word(label)) for stem, label in labels.items())
+    return {
+        stem: f"{label} {stem}" if uses[_kind(stem), _word(label)] > 1 else label
+        for stem, label in labels.items()
+    }
+
+
+def _kind(stem: str) -> str:
+    return stem.rstrip("0123456789")
 
 
 def _sensors(chip: _Chip) -> Iterator[Sensor]:
@@ -171,12 +176,12 @@ def _sensors(chip: _Chip) -> Iterator[Sensor]:
     powers = _power_names(chip.folder)
     for path in sorted(chip.folder.iterdir()):
         for pattern, quantity in _PATTERNS.items():
-            if match := pattern.fullmatch(path.name):
+            if pattern.fullmatch(path.name):
                 stem = path.name.partition("_")[0]
                 if quantity is _POWER and path.name != powers[stem]:
                     continue  # both an average and an instant: one of them
                 yield _sensor(chip, path, stem, quantity, main=_is_main(chip, stem, powers))
-                yield from _limits(chip, stem, match[1])
+                yield from _limits(chip, stem)
 
 
 def _power_names(folder: Path) -> dict[str, str]:
@@ -191,7 +196,7 @@ def _is_main(chip: _Chip, stem: str, powers: dict[str, str]) -> bool:
 
 
 def _sensor(chip: _Chip, path: Path, stem: str, quantity: _Quantity, main: bool) -> Sensor:
-    name = _name(chip, stem)
+    name = chip.names[stem]
     key = ""
     if quantity is _ENERGY or (quantity is _POWER and main):
         key = f"hw.{quantity.key}.{_word(chip.group)}-{_word(name)}"
@@ -208,20 +213,16 @@ def _sensor(chip: _Chip, path: Path, stem: str, quantity: _Quantity, main: bool)
     )
 
 
-def _limits(chip: _Chip, stem: str, number: str) -> Iterator[Sensor]:
-    kind = stem.removesuffix(number)
+def _limits(chip: _Chip, stem: str) -> Iterator[Sensor]:
+    kind = _kind(stem)
     for suffix, limit_type in _LIMITS.get(kind, {}).items():
         path = chip.folder / f"{stem}_{suffix}"
         if path.exists():
             metric = _LIMIT_METRICS[kind]
             quantity = _TEMPERATURE if kind == "temp" else _POWER
-            labels = _labels(chip, metric, quantity.hw_type, _name(chip, stem))
+            labels = _labels(chip, metric, quantity.hw_type, chip.names[stem])
             field = Field("", metric, labels | {"hw.limit_type": limit_type})
             yield Sensor(field, (path,), scaled(quantity.factor, quantity.possible), slow=True)
-
-
-def _name(chip: _Chip, stem: str) -> str:
-    return text(chip.folder / f"{stem}_label") or stem
 
 
 def _labels(chip: _Chip, metric: Metric, hw_type: str, name: str) -> dict[str, str]:

@@ -5,7 +5,8 @@ discharges, and absent while it is plugged in. Drivers refresh these values each
 
 Format: Documentation/ABI/testing/sysfs-class-power of the Linux kernel (micro-units). Drivers do not
 agree on the sign of the current while discharging, so the direction is read from `status`. What a
-USB-PD port (ucsi) gives is what was negotiated, not what flows: exported as a limit.
+USB-PD port (ucsi) says of the power that it takes is what was negotiated, not what flows: exported as a
+limit. A port that gives power, and one without a PD contract, has none.
 """
 
 from __future__ import annotations
@@ -16,8 +17,18 @@ from pathlib import Path
 
 from benchlab_otel import contract
 from benchlab_otel.config import PowerSupply
-from benchlab_otel.sources.reading import Device, Field
-from benchlab_otel.sources.sysfs import AMPERES, VOLTS, WATTS, Sensor, SensorReader, is_sysfs, scaled, text
+from benchlab_otel.sources.reading import Device, Field, SourceError
+from benchlab_otel.sources.sysfs import (
+    AMPERES,
+    VOLTS,
+    WATTS,
+    Listing,
+    Sensor,
+    SensorReader,
+    is_sysfs,
+    scaled,
+    text,
+)
 
 HW_ID = "power_supply"
 METRICS = (
@@ -38,12 +49,16 @@ def addresses(settings: PowerSupply) -> list[str]:
 
 
 def open_reader(settings: PowerSupply, address: str) -> SensorReader:
-    """Opens all batteries and ports."""
+    """Opens all batteries and ports; SourceError where there are none."""
     tree = Path(address)
+    listing = Listing(tree)
     supplies = _supplies(tree)
+    if not supplies:
+        raise SourceError("absent", f"{tree}: no battery and no USB port")
     names = ", ".join(supply.name for supply in supplies)
     device = Device(HW_ID, "power_supply", f"power supplies: {names}", simulated=not is_sysfs(tree))
-    return SensorReader(device, [sensor for supply in supplies for sensor in _sensors(supply, supplies)])
+    sensors = [sensor for supply in supplies for sensor in _sensors(supply, supplies)]
+    return SensorReader(device, sensors, listing=listing)
 
 
 def _supplies(tree: Path) -> list[Path]:
@@ -54,12 +69,17 @@ def _sensors(supply: Path, supplies: list[Path]) -> Iterator[Sensor]:
     if text(supply / "type") == "USB":
         yield from _port(supply)
         return
-    if text(supply / "scope") != "Device":  # a mouse's battery feeds the mouse
-        batteries = [s for s in supplies if text(s / "type") == "Battery" and text(s / "scope") != "Device"]
-        yield from _flow(supply, supply.name if len(batteries) > 1 else "battery")
+    if _feeds_the_machine(supply):
+        several = len([s for s in supplies if _feeds_the_machine(s)]) > 1
+        yield from _flow(supply, supply.name if several else "battery")
     charge = Field("", contract.BATTERY_CHARGE, {"hw.id": supply.name, "hw.sensor_location": supply.name})
     yield from _if_there(Sensor(charge, (supply / "capacity",), scaled(0.01, (0.0, 1.0)), slow=True))
     yield from _plain(supply, "battery")
+
+
+def _feeds_the_machine(supply: Path) -> bool:
+    """Whether it is a battery or UPS, and not that of a device such as a mouse, which feeds the mouse."""
+    return text(supply / "type") in ("Battery", "UPS") and text(supply / "scope") != "Device"
 
 
 def _flow(supply: Path, domain: str) -> Iterator[Sensor]:
@@ -96,18 +116,21 @@ def _plain(supply: Path, hw_type: str) -> Iterator[Sensor]:
 
 
 def _port(supply: Path) -> Iterator[Sensor]:
-    """What a USB-PD port has negotiated."""
+    """The contract of a USB-PD port."""
     labels = _hw(supply, "power_supply", supply.name)
     field = Field("", contract.HW_POWER_LIMIT, labels | {"hw.limit_type": "negotiated"})
-    files = supply / "voltage_now", supply / "current_now"
+    files = supply / "online", supply / "usb_type", supply / "voltage_now", supply / "current_now"
     yield from _if_there(Sensor(field, files, _negotiated, slow=True))
 
 
-def _negotiated(voltage: bytes, current: bytes) -> float:
-    """W, of µV and µA; absent (ValueError) where nothing is plugged in."""
+def _negotiated(online: bytes, usb_type: bytes, voltage: bytes, current: bytes) -> float:
+    """W, of µV and µA; absent (ValueError) where the port takes no power, or not by a contract.
+
+    `online` is 1, or 2 for a programmable supply; `usb_type` has the one in use in brackets: C [PD] PD_PPS.
+    """
     watts = float(voltage) * float(current) * 1e-12
-    if not 0.0 < watts < WATTS[1]:
-        raise ValueError(voltage)
+    if not (int(online) and b"[PD" in usb_type and 0.0 < watts < WATTS[1]):
+        raise ValueError(usb_type)
     return watts
 
 

@@ -1,17 +1,20 @@
-"""Energy counters of the processor (RAPL) by the kernel's powercap tree; AMD exposes the same one.
+"""Energy counters of the processor (RAPL) by the kernel's powercap tree; AMD's packages are there too.
 
 Zones are domains: packages, their parts (core, uncore, dram) and, where there is one, the whole
-platform (psys). They overlap and are never to be summed: a package has its cores in it, psys all. The
-limits that a zone is set to (PL1 long_term, PL2 short_term) are read once a second.
+platform (psys). They overlap and are never to be summed: a package has its cores in it, psys all. AMD's
+zone core is left out: AMD counts each core apart, and the kernel shows one of them. The limits that a
+zone is set to (PL1 long_term, PL2 short_term) are read once a second.
 
 Format: Documentation/power/powercap/powercap.rst of the Linux kernel. `energy_uj` wraps at
 `max_energy_range_uj`; the exported counters start at 0 when they are opened and never wrap. A step
 that no processor can make is no wrap: the counter began again (after a suspend, say), and so do ours.
-A zone that also exists as intel-rapl-mmio is the same counter by another way, and read once.
+A zone that also exists as intel-rapl-mmio is the same counter by another way, and read once; its limits
+are set in both places, and the lower one is in force.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -35,6 +38,7 @@ METRICS = (HW_ENERGY, HW_POWER_LIMIT)
 MAX_WATTS = 5000.0  # more than any zone, the whole platform included
 REFRESH_S = 0.01  # a step may have gathered for longer than between two reads: counters refresh each ms or so
 LIMITS_EVERY_S = 1.0
+_AMD, _HYGON = (f"cpu:type:x86,ven{vendor:04X}" for vendor in (2, 9))  # X86_VENDOR_* of asm/processor.h
 _LENGTHS, _BEGIN = repeat(32), repeat(0)  # arguments of `os.pread` for any number of files
 _RULE = (
     'SUBSYSTEM=="powercap", KERNEL=="intel-rapl*:*", '
@@ -73,6 +77,7 @@ class _Zone:
     name: str  # the domain
     range_uj: int
     file: int  # energy_uj, open
+    twin: Path | None  # the MMIO zone of the same counter
 
 
 class RaplReader:
@@ -83,15 +88,16 @@ class RaplReader:
         if not folders:
             raise SourceError("absent", f"{tree}: no RAPL counters", _NO_TREE, _LOADING_IS_SAFE)
         self._offset_ns = anchor().offset_ns
-        self._zones, left_out = _open_zones(folders)
+        self._zones, left_out = _open_zones(folders, _counts_single_cores(tree.parents[1]))
         if not self._zones:
             raise _unreadable(tree, left_out)
         self._files = [zone.file for zone in self._zones]
         names = [zone.name for zone in self._zones]
         self._range = np.array([zone.range_uj for zone in self._zones], np.int64)
-        self._limit_files, limits = _limits(self._zones)
-        self._fields = [Field(ENERGY_PREFIX + name, HW_ENERGY, _labels(name)) for name in names] + limits
-        self._limits, self._limits_due = [float("nan")] * len(limits), 0
+        self._limits = [limit for zone in self._zones for limit in _limits(zone)]
+        energies = [Field(ENERGY_PREFIX + name, HW_ENERGY, _labels(name)) for name in names]
+        self._fields = energies + [limit.field for limit in self._limits]
+        self._limits_w, self._limits_due = [math.nan] * len(self._limits), 0
         try:
             first_ns, _, texts = self.read()
             counts, error = self._counts([texts])
@@ -115,7 +121,7 @@ class RaplReader:
         """All counters; SourceError when one of them can't be read any more."""
         start = time.monotonic_ns()
         if start >= self._limits_due:
-            self._limits = [_watts(file) for file in self._limit_files]
+            self._limits_w = [_in_force(limit.settings) for limit in self._limits]
             self._limits_due = start + int(LIMITS_EVERY_S * 1e9)
             start = time.monotonic_ns()
         try:
@@ -145,7 +151,7 @@ class RaplReader:
             totals = self._total + steps[:n].cumsum(axis=0)
             values = np.empty((n, len(self._fields)))
             values[:, : len(self._zones)] = totals * 1e-6
-            values[:, len(self._zones) :] = self._limits  # they are for metrics: the last ones
+            values[:, len(self._zones) :] = self._limits_w  # they are for metrics: the last ones
             self._last_ns, self._last, self._total = start.item(n - 1), counts[n], totals[-1]
             yield Batch(start[:n], end[:n], self._fields, values)
         if error:
@@ -173,23 +179,34 @@ class RaplReader:
 
     def close(self) -> None:
         """Closes the files."""
-        for file in (*self._files, *self._limit_files):
+        settings = chain.from_iterable(limit.settings for limit in self._limits)
+        for file in (*self._files, *chain.from_iterable(settings)):
             with suppress(OSError):
                 os.close(file)
-        self._files, self._limit_files = [], []
+        self._files, self._limits = [], []
 
 
-def _folders(tree: Path) -> list[Path]:
-    """The zones, and those of the MMIO interface that are not there already."""
-    zones = sorted(tree.glob("intel-rapl:*"))
-    known = {text(zone / "name") for zone in zones}
-    return zones + [z for z in sorted(tree.glob("intel-rapl-mmio:*")) if text(z / "name") not in known]
+def _folders(tree: Path) -> dict[Path, Path | None]:
+    """Each zone, and its twin of the MMIO interface where it has one; zones that only that has come last."""
+    mmio = {text(zone / "name"): zone for zone in sorted(tree.glob("intel-rapl-mmio:*"))}
+    zones = {zone: mmio.pop(text(zone / "name"), None) for zone in sorted(tree.glob("intel-rapl:*"))}
+    return zones | dict.fromkeys(mmio.values())
 
 
-def _open_zones(folders: list[Path]) -> tuple[list[_Zone], dict[str, str]]:
+def _counts_single_cores(sysfs: Path) -> bool:
+    """Whether the processor has an energy counter for each core, where others have one for all."""
+    return text(sysfs / "devices/system/cpu/modalias").startswith((_AMD, _HYGON))
+
+
+def _open_zones(
+    folders: dict[Path, Path | None], counts_single_cores: bool
+) -> tuple[list[_Zone], dict[str, str]]:
     """The zones that can be read, and why others can't."""
     zones, left_out = [], {}
-    for folder, name in zip(folders, _domains(folders), strict=True):
+    for (folder, twin), name in zip(folders.items(), _domains(list(folders)), strict=True):
+        if counts_single_cores and text(folder / "name") == "core":
+            left_out[name] = "counts one core of the package"
+            continue
         try:
             range_uj = _range(folder / "max_energy_range_uj")
             file = os.open(folder / "energy_uj", os.O_RDONLY | os.O_CLOEXEC)
@@ -201,7 +218,7 @@ def _open_zones(folders: list[Path]) -> tuple[list[_Zone], dict[str, str]]:
             continue
         try:
             os.pread(file, 32, 0)
-            zones.append(_Zone(folder, name, range_uj, file))
+            zones.append(_Zone(folder, name, range_uj, file, twin))
         except OSError as error:  # there, but the processor has no such counter
             os.close(file)
             left_out[name] = f"{folder / 'energy_uj'}: {error.strerror}"
@@ -224,24 +241,56 @@ def _domains(folders: list[Path]) -> list[str]:
     return [f"{n}-{p}" if several[n] > 1 else n for n, p in zip(names, packages, strict=True)]
 
 
-def _limits(zones: list[_Zone]) -> tuple[list[int], list[Field]]:
-    """Open files of the zones' limits, and the field of each; 0 is none, and so is one that is unreadable."""
-    files, fields = [], []
-    for zone in zones:
-        for path in sorted(zone.folder.glob("constraint_*_power_limit_uw")):
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    field: Field
+    settings: list[tuple[int, ...]]  # open files of each place: the limit, the twin's then also its switch
+
+
+def _limits(zone: _Zone) -> list[_Limit]:
+    """A zone's limits, each with all places where it is set; one that can't be opened is left out."""
+    settings: dict[str, list[tuple[int, ...]]] = {}
+    for folder in filter(None, (zone.folder, zone.twin)):
+        # Not of the own zone: that says 0 also where the BIOS has locked a limit that is in force.
+        switch = [folder / "enabled"] if folder == zone.twin else []
+        for path in sorted(folder.glob("constraint_*_power_limit_uw")):
             kind = text(path.with_name(path.name.replace("power_limit_uw", "name")))
-            with suppress(OSError):
-                files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-                labels = _labels(zone.name) | {"hw.limit_type": kind or path.name.rsplit("_", 3)[0]}
-                fields.append(Field("", HW_POWER_LIMIT, labels))
-    return files, fields
+            if files := _open_readable(path, *switch):
+                settings.setdefault(kind or path.name.rsplit("_", 3)[0], []).append(files)
+    return [
+        _Limit(Field("", HW_POWER_LIMIT, _labels(zone.name) | {"hw.limit_type": kind}), places)
+        for kind, places in settings.items()
+    ]
+
+
+def _open_readable(*paths: Path) -> tuple[int, ...]:
+    """The files that can be opened, up to the first that can't."""
+    files: list[int] = []
+    with suppress(OSError):
+        for path in paths:
+            files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    return tuple(files)
+
+
+def _in_force(settings: list[tuple[int, ...]]) -> float:
+    """W: the lowest of the places where it is enabled; NaN where there is none."""
+    watts = [_watts(limit) for limit, *switch in settings if all(map(_is_on, switch))]
+    return min((w for w in watts if not math.isnan(w)), default=math.nan)
 
 
 def _watts(file: int) -> float:
+    """NaN for 0, which is none, and where it can't be read."""
     try:
-        return int(os.pread(file, 32, 0)) * 1e-6 or float("nan")
+        return int(os.pread(file, 32, 0)) * 1e-6 or math.nan
     except (OSError, ValueError):
-        return float("nan")
+        return math.nan
+
+
+def _is_on(file: int) -> bool:
+    try:
+        return os.pread(file, 32, 0).strip() != b"0"
+    except OSError:
+        return True
 
 
 def _labels(name: str) -> dict[str, str]:

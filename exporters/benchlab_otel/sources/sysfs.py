@@ -7,6 +7,7 @@ sensor that is not wired. When no file at all can be read any more, the device i
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ _ABSENT = float("nan")
 VOLTS, AMPERES, WATTS, DEGREES, RPM = (-60.0, 500.0), (-2e3, 2e3), (0.0, 1e5), (-60.0, 300.0), (0.0, 1e5)
 ANY = (0.0, 1e19)
 GATHERED_S = 1.0  # a step of a counter may have gathered for that much longer than between two reads
+LOOK_EVERY_S = 1.0  # for devices that come and go, and at slow sensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +79,75 @@ def place(folder: Path) -> str:
     """Where a device sits on its bus, which stays the same when kernels number differently.
 
     The nearest parent that is on a bus, such as `0000:01:00.0` or `coretemp.0`; else the folder's name.
-    HID numbers its devices as they come, so there it is the place on the bus below (USB).
+    HID, I2C and SCSI number what they find as it comes, so there it is the place on the bus below, and on
+    I2C and SCSI the address: `0000:00:1f.4-0051`, `0000:00:17.0-ata-3` (the port, as in udev's by-path),
+    `0000:01:00.0-0:3:0` (channel, target, unit), `0000:00:14.0-port-1-0051` on the second adapter of several.
     """
     real = folder.resolve()
+    addresses: list[str] = []
     for parent in (real, *real.parents):
-        subsystem = parent / "subsystem"
-        if subsystem.is_symlink():
-            bus = subsystem.readlink()
-            if bus.parent.name == "bus" and bus.name != "hid":
-                return parent.name
+        if (bus := _bus(parent)) and not _is_numbered(bus, parent.name):
+            return "-".join((parent.name, *reversed(addresses)))
+        addresses += _address(parent)
     return real.name
+
+
+def _bus(folder: Path) -> str:
+    """The bus that a device is on, "" where it is on none."""
+    subsystem = folder / "subsystem"
+    link = subsystem.readlink() if subsystem.is_symlink() else Path()
+    return link.name if link.parent.name == "bus" else ""
+
+
+_I2C = re.compile(r"\d+-([\da-f]{4})")  # adapter, address; a device that firmware declares has another name
+_SCSI = re.compile(r"\d+:(\d+:\d+:\d+)")  # host, and what the host can tell apart
+_CONTROLLER = re.compile(r"(i2c-|host)(\d+)")
+
+
+def _is_numbered(bus: str, name: str) -> bool:
+    """Whether a device is named by a number that the kernel gave it in the order of coming."""
+    if bus == "i2c":
+        return bool(_I2C.fullmatch(name) or _CONTROLLER.fullmatch(name))
+    return bus in ("hid", "scsi")
+
+
+def _address(folder: Path) -> list[str]:
+    """What of a device's name stays the same: none, or one part of its place."""
+    if found := _I2C.fullmatch(folder.name) or _SCSI.fullmatch(folder.name):
+        return [found[1]] if found[1] != "0:0:0" else []  # the only one, on most hosts
+    if port := text(folder / "ata_port" / folder.name / "port_no"):
+        return [f"ata-{port}"]
+    if found := _CONTROLLER.fullmatch(folder.name):
+        lower, higher = _siblings(folder, found[1], int(found[2]))
+        return [f"port-{lower}"] if lower or higher else []  # one driver numbers its own in the same order
+    return []
+
+
+def _siblings(folder: Path, kind: str, number: int) -> tuple[int, int]:
+    """How many controllers of a kind there are beside one, with lower and with higher numbers."""
+    found = (path.name.removeprefix(kind) for path in folder.parent.glob(f"{kind}*"))
+    others = [int(other) for other in found if other.isdecimal()]
+    return sum(other < number for other in others), sum(other > number for other in others)
+
+
+class Listing:
+    """The links in a folder of /sys/class, one a device, as they were when this was made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._links = folder, _links(folder)
+
+    def has_changed(self) -> bool:
+        """Whether a device came or went, also if one came back under its old name."""
+        return _links(self.folder) != self._links
+
+
+def _links(folder: Path) -> set[tuple[str, int]]:
+    """Names and inodes: a device that comes back gets a new one. Empty where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {(entry.name, entry.inode()) for entry in entries}
+    except OSError:
+        return set()
 
 
 def is_sysfs(tree: Path) -> bool:
@@ -106,11 +167,19 @@ class SensorReader:
     """Reads the files of sensors; those that can't be opened are left out.
 
     Counters begin at 0 when they are opened. SourceError "unreadable" where no file can be opened.
+    `listing` is of what the sensors were found in, made before they were looked for.
     """
 
-    def __init__(self, device: Device, sensors: Sequence[Sensor], slow_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        device: Device,
+        sensors: Sequence[Sensor],
+        slow_s: float = LOOK_EVERY_S,
+        listing: Listing | None = None,
+    ) -> None:
         self.device = device
         self._offset_ns = anchor().offset_ns
+        self._listing, self._look_due = listing, 0
         self._slow_ns, self._slow_due = int(slow_s * 1e9), 0
         self._files: dict[Path, int] = {}
         there = [s for s in sensors if None not in map(self.keep_open, s.files)]
@@ -128,19 +197,34 @@ class SensorReader:
         self._last_ns = np.zeros(len(self._counters), np.int64)
 
     def read(self) -> Reply:
-        """All values, the slow ones only when it is time; SourceError when nothing can be read any more."""
-        if time.monotonic_ns() >= self._slow_due:
-            said = self._slow_texts.read()
-            if not self._fast:
-                self._expect_any(said)
-            self._slow_values = self._slow_texts.values([said])[0]
-            self._slow_due = time.monotonic_ns() + self._slow_ns
+        """All values, the slow ones only when it is time.
+
+        SourceError "lost" when nothing can be read any more, and where a device came or went: then all are
+        to be looked for again.
+        """
+        if time.monotonic_ns() >= self._look_due:
+            self._look()
         start = time.monotonic_ns()
         texts = self._fast_texts.read()
         end = time.monotonic_ns()
         if self._fast:
             self._expect_any(texts)
         return start + self._offset_ns, end + self._offset_ns, texts
+
+    def _look(self) -> None:
+        """What is done seldom: see which devices are there, and read the slow sensors."""
+        if self._listing and self._listing.has_changed():
+            raise SourceError("lost", f"{self._listing.folder}: devices came or went")
+        is_slow_due = time.monotonic_ns() >= self._slow_due
+        if is_slow_due:
+            said = self._slow_texts.read()
+            if not self._fast:
+                self._expect_any(said)
+            self._slow_values = self._slow_texts.values([said])[0]
+        now = time.monotonic_ns()
+        self._look_due = now + int(LOOK_EVERY_S * 1e9)
+        if is_slow_due:
+            self._slow_due = now + self._slow_ns
 
     def _expect_any(self, texts: Sequence[bytes | None]) -> None:
         if not any(texts):
