@@ -6,6 +6,7 @@ import pytest
 
 from benchlab_otel import sources
 from benchlab_otel.config import Host, Rapl, Sources
+from benchlab_otel.timebase import anchor
 from conftest import wait_for
 from machines import unpack
 from receiving import Receiver
@@ -62,3 +63,14 @@ def test_what_was_read_is_told_no_more_often_than_asked(tmp_path):
     assert len(receiver.samples()) == health.readings
     assert receiver.traced <= lasted / flush_s + 3  # the first, the last, and the session
     assert receiver.measured <= lasted / metrics_s + 3
+
+
+def test_the_last_success_is_told_by_the_wall_clock_also_after_a_suspend(tmp_path, monkeypatch):
+    """An hour's suspend, as CLOCK_MONOTONIC stands still, leaves the time base an hour behind."""
+    made, _ = anchor(tmp_path / "made"), monkeypatch.setenv("BENCHLAB_OTEL_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / f"benchlab-otel-{made.boot_id}.anchor").write_text(f"{made.offset_ns - 3600 * 10**9}\n")
+    receiver, settings = Receiver(), Sources(rapl=Rapl(sysfs=unpack("steam-deck", tmp_path / "sys")))
+    running = sources.start(["rapl"], settings, receiver, "s", flush_s=0.02, metrics_s=0.02)
+    wait_for(lambda: receiver.values("exporter.collect.last_success.timestamp"))
+    running.stop()
+    assert abs(receiver.values("exporter.collect.last_success.timestamp")[0] - time.time()) < 30.0

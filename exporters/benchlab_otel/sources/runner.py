@@ -49,7 +49,7 @@ class Health:
     message: str = "not read yet"
     fix: str = ""
     duration_s: float = 0.0  # of the last attempt
-    last_ns: int = 0  # Unix time of the last good reading
+    last_ns: int = 0  # time of the last good reading
     uncertainty_s: float = 0.0  # of the times of readings: half of the longest round trip since last told
     readings: int = 0
     failures: Counter[str] = field(default_factory=Counter)
@@ -309,8 +309,9 @@ class Runner:
             Point(contract.COLLECT_SUCCESS, labels, float(health.ok), now),
             Point(contract.COLLECT_DURATION, labels, health.duration_s, now),
         ]
-        if health.last_ns:
-            points.append(Point(contract.COLLECT_LAST, labels, health.last_ns * 1e-9, now))
+        if health.last_ns:  # by the wall clock, as who asks for its age takes that of now
+            last = time.time() - (now - health.last_ns) * 1e-9
+            points.append(Point(contract.COLLECT_LAST, labels, last, now))
         if health.ok:
             points.append(Point(contract.COLLECT_UNCERTAINTY, labels, health.uncertainty_s, now))
             health.uncertainty_s = 0.0
