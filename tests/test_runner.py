@@ -65,12 +65,14 @@ def test_what_was_read_is_told_no_more_often_than_asked(tmp_path):
     assert receiver.measured <= lasted / metrics_s + 3
 
 
-def test_the_last_success_is_told_by_the_wall_clock_also_after_a_suspend(tmp_path, monkeypatch):
-    """An hour's suspend, as CLOCK_MONOTONIC stands still, leaves the time base an hour behind."""
+def test_the_last_success_is_told_by_the_wall_clock(tmp_path, monkeypatch):
+    """The time base is behind it, as after a suspend (by less than what makes another one)."""
     made, _ = anchor(tmp_path / "made"), monkeypatch.setenv("BENCHLAB_OTEL_RUNTIME_DIR", str(tmp_path))
-    (tmp_path / f"benchlab-otel-{made.boot_id}.anchor").write_text(f"{made.offset_ns - 3600 * 10**9}\n")
+    file = tmp_path / f"benchlab-otel-{made.boot_id}.anchor"
+    file.write_text(f"{made.offset_ns - 900_000_000}\n")
     receiver, settings = Receiver(), Sources(rapl=Rapl(sysfs=unpack("steam-deck", tmp_path / "sys")))
+    begin = time.time()
     running = sources.start(["rapl"], settings, receiver, "s", flush_s=0.02, metrics_s=0.02)
     wait_for(lambda: receiver.values("exporter.collect.last_success.timestamp"))
     running.stop()
-    assert abs(receiver.values("exporter.collect.last_success.timestamp")[0] - time.time()) < 30.0
+    assert begin <= receiver.values("exporter.collect.last_success.timestamp")[0] <= time.time()

@@ -72,6 +72,23 @@ def test_a_garbled_anchor_names_the_file_and_the_fix(content: bytes, tmp_path: P
     assert anchor(path.parent).offset_ns  # the error was not remembered
 
 
+@pytest.mark.parametrize("seconds", [3600, -3600, 2])
+def test_a_process_that_begins_after_a_suspend_is_on_the_wall_clock(seconds: int, tmp_path: Path) -> None:
+    made = anchor(tmp_path / "made")
+    file = tmp_path / f"benchlab-otel-{made.boot_id}.anchor"
+    file.write_text(f"{made.offset_ns - seconds * SECOND}\n")
+    renewed = anchor(tmp_path)
+    assert abs(renewed.now_ns() - time.time_ns()) < SECOND
+    assert int(file.read_text()) == renewed.offset_ns  # for those that begin later
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [file.name]
+
+
+def test_an_anchor_that_is_a_little_off_is_everybodys(tmp_path: Path) -> None:
+    made = anchor(tmp_path / "made")
+    (tmp_path / f"benchlab-otel-{made.boot_id}.anchor").write_text(f"{made.offset_ns - SECOND // 2}\n")
+    assert anchor(tmp_path).offset_ns == made.offset_ns - SECOND // 2
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):

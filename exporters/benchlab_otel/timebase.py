@@ -3,7 +3,8 @@
 A step of the wall clock never bends a duration: times are `monotonic + offset`, and the offset is
 fixed when the first process of the boot asks for it. Every resource of ours carries it
 (`benchlab.clock.offset_ns`), so spans of two processes that could not share the file (containers,
-say) can still be put on one clock exactly.
+say) can still be put on one clock exactly. So can those of processes that began before and after the
+machine slept or its clock was set: who begins then finds the offset far off and fixes another one.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import os
 import re
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 CLOCK_ATTRIBUTE = "benchlab.clock.offset_ns"
 _DIRECTORY = Path("/dev/shm")  # noqa: S108 - lives exactly as long as the boot; names are per boot
+_FAR_NS = 1_000_000_000  # only a suspend or a set clock moves it so far: NTP slews CLOCK_MONOTONIC, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class ClockState:
 
 
 def anchor(directory: Path | None = None) -> Anchor:
-    """The boot's anchor: read from the file that the first process made, or made now.
+    """The boot's anchor: read from the file that an earlier process made, or made now.
 
     Raises OSError when the file can be neither read nor made (the message names it).
     """
@@ -59,23 +62,34 @@ def _anchor(directory: Path) -> Anchor:
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     path = directory / f"benchlab-otel-{boot_id}.anchor"
     try:
-        return _read(path, boot_id)
+        known = _read(path, boot_id)
     except FileNotFoundError:
         directory.mkdir(parents=True, exist_ok=True)
         _make(path)
         return _read(path, boot_id)
+    now = Anchor(boot_id, measure_offset_ns())
+    if abs(now.offset_ns - known.offset_ns) <= _FAR_NS:
+        return known
+    with suppress(OSError):  # another user's file: later processes then do the same
+        _draft(path, now.offset_ns).replace(path)
+    return now
 
 
 def _make(path: Path) -> None:
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    draft.write_text(f"{measure_offset_ns()}\n")
-    draft.chmod(0o644)
+    draft = _draft(path, measure_offset_ns())
     try:
         os.link(draft, path)  # atomic: exactly one process of the boot wins
     except FileExistsError:
         pass
     finally:
         draft.unlink()
+
+
+def _draft(path: Path, offset_ns: int) -> Path:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    draft.write_text(f"{offset_ns}\n")
+    draft.chmod(0o644)
+    return draft
 
 
 def _read(path: Path, boot_id: str) -> Anchor:
