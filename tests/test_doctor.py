@@ -122,6 +122,18 @@ def test_the_report_does_not_name_the_user(tmp_path, ordinary):
     assert not re.search(rf"\b{user}\b", done.stdout)
 
 
+@pytest.mark.parametrize("command", ["doctor", "devices"])
+def test_a_source_that_can_not_be_opened_does_not_end_the_report(tmp_path, command):
+    root = unpack("thinkpad-x1-i7-8550u", tmp_path / "sys")
+    (root / "class/hwmon/hwmon9").symlink_to(root / "gone")
+    extra = {"BENCHLAB_OTEL_SOURCES__HOST__PROCFS": str(tmp_path / "host/proc")}
+    done = run(root, command, "host", "hwmon", "rapl", "--json", **extra)
+    report = json.loads(done.stdout)
+    found = report["sources"] if command == "doctor" else report
+    assert [f["reason"] for f in found] == ["unreadable", "lost", None], done.stderr
+    assert found[0]["fix"].startswith("mount the host's /proc there")
+
+
 def test_devices_has_every_gpu_also_the_one_that_sleeps(tmp_path):
     root = unpack("core-ultra-arc-b580", tmp_path)
     found = {d["address"]: d for d in json.loads(run(root, "devices", "drm", "rapl", "--json").stdout)}

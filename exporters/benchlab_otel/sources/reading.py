@@ -57,6 +57,14 @@ class SourceError(Exception):
         self.risk = risk
 
 
+def refused(error: OSError) -> SourceError:
+    """What it means that a device can't be opened: no permission, or it went just then."""
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, PermissionError):
+        return SourceError("unreadable", what, "let the user that runs this program read it")
+    return SourceError("lost", what)
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """What is read: `hw_id` is stable across restarts; `attributes` go on each of its samples.
