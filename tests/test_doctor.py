@@ -122,6 +122,63 @@ def test_the_report_does_not_name_the_user(tmp_path, ordinary):
     assert not re.search(rf"\b{user}\b", done.stdout)
 
 
+NAMED = """
+import grp, os, pwd, socket, sys
+from types import SimpleNamespace
+host, user = sys.argv[1:3]
+del sys.argv[1:3]
+socket.gethostname = lambda: host
+pwd.getpwuid = lambda number: SimpleNamespace(pw_name=user)
+grp.getgrgid = lambda number: SimpleNamespace(gr_name=user)
+os.getgroups = lambda: [100]
+from benchlab_otel.cli import main
+main()
+"""
+
+
+def run_as(host: str, user: str, root: Path, *arguments: str, prefix: tuple[str, ...] = (), **extra: str):
+    """The program on a system that tells other names."""
+    command = [*prefix, sys.executable, "-c", NAMED, host, user, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=environment(root, **extra), cwd="/"
+    )
+
+
+def test_names_of_host_and_user_are_hidden_in_words_and_nowhere_else(tmp_path, ordinary):
+    """A host `gpu.lab` and a user `unreadable`, whose names are also what programs look for."""
+    root = unpack("thinkpad-x1-i7-8550u", tmp_path / "unreadable")
+    protect(root)
+    home = {"HOME": "/srv/unreadable"}
+    asked = ("gpu.lab", "unreadable", root, "doctor", "rapl", "drm", "host")
+    report = json.loads(run_as(*asked, "--json", prefix=ordinary, **home).stdout)
+    rapl, drm, host = report["sources"]
+    assert report["system"]["user"] == "ordinary, in groups USER"
+    assert rapl["reason"] == "unreadable"
+    assert rapl["address"] == f"{tmp_path}/USER/class/powercap"
+    assert rapl["problem"].startswith(f"{tmp_path}/USER/class/powercap/")
+    assert (drm["hw.type"], drm["description"]) == ("gpu", "Intel GPU at 0000:00:02.0 (i915)")
+    assert (host["address"], host["hw.id"], host["description"]) == ("HOST", "host-HOST", "host HOST")
+    told = run_as(*asked, prefix=ordinary, **home).stdout
+    assert f"✗ rapl: unreadable: {tmp_path}/USER/class/powercap/" in told
+    assert "✓ host: host HOST (host-HOST)" in told
+
+
+@pytest.mark.parametrize("name", ["benchlab", "benchlab-otel", "host", "sys"])
+def test_names_that_are_words_of_the_program_are_no_secrets(tmp_path, ordinary, name):
+    """`benchlab` is the user of the image, `benchlab-otel` that of the systemd units."""
+    asked = (name, name, tmp_path, "doctor", "benchlab", "benchlab_http", "benchlab_mqtt", "host")
+    extra = {"HOME": f"/var/lib/{name}", "BENCHLAB_OTEL_SOURCES__BENCHLAB__SYSFS": str(tmp_path)}
+    extra["BENCHLAB_OTEL_SOURCES__BENCHLAB_HTTP__KEY_FILE"] = f"/var/lib/{name}/key"
+    extra["BENCHLAB_OTEL_SOURCES__BENCHLAB_HTTP__URLS"] = "http://127.0.0.1:9"
+    report = json.loads(run_as(*asked, "--json", prefix=ordinary, **extra).stdout)
+    assert report["system"]["benchlab-otel"]
+    assert "benchlab-pycore" in report["system"]["packages"]
+    assert [f["source"] for f in report["sources"]] == ["benchlab", "benchlab_http", "benchlab_mqtt", "host"]
+    assert "set sources.benchlab.ports" in report["sources"][0]["fix"]
+    assert report["sources"][1]["problem"].startswith("sources.benchlab_http.key_file: ~/key: ")
+    assert report["sources"][3]["hw.id"] == f"host-{name}"
+
+
 @pytest.mark.parametrize("command", ["doctor", "devices"])
 def test_a_source_that_can_not_be_opened_does_not_end_the_report(tmp_path, command):
     root = unpack("thinkpad-x1-i7-8550u", tmp_path / "sys")
