@@ -87,7 +87,9 @@ def _told(f: sources.Finding, wanted: float, named: bool) -> Iterator[str]:
     if f.error:
         yield f"{mark} {f.source}: {f.error.reason}: {f.error}"
         if f.error.fix:
-            yield f"    fix: {f.error.fix}"
+            command, *about = f.error.fix.splitlines()
+            yield f"    fix: {command}"
+            yield from (f"         {line}" for line in about)
         if f.error.risk:
             yield f"    risk: {f.error.risk}"
     elif f.device:

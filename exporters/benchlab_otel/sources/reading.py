@@ -47,7 +47,8 @@ Reason = Literal[
 class SourceError(Exception):
     """Why there is no reading: a word for the metrics, a sentence, and the fix where there is one.
 
-    `risk` says what the fix opens up, or why it is safe.
+    Where the fix is a command, that is all of its first line, and words about it are on the next. `risk`
+    says what the fix opens up, or why it is safe.
     """
 
     def __init__(self, reason: Reason, message: str, fix: str = "", risk: str = "") -> None:
