@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from benchlab_otel.sources.reading import Reason
 from conftest import need
 from machines import unpack, write
 
@@ -78,6 +80,32 @@ def test_an_ordinary_user_gets_the_rule_and_what_it_risks(tmp_path, ordinary):
     assert "PLATYPUS" in done.stdout
     assert "user: ordinary" in done.stdout
     assert "✓ hwmon: " in done.stdout, "the rest goes on"
+
+
+def test_a_fix_is_a_line_to_paste_with_words_below_it(tmp_path):
+    told = run(tmp_path, "doctor", "rapl").stdout.splitlines()
+    at = told.index("    fix: sudo modprobe intel_rapl_msr")
+    assert told[at + 1].startswith("         virtual machines have no counters")
+    (found,) = json.loads(run(tmp_path, "doctor", "rapl", "--json").stdout)["sources"]
+    assert found["fix"].splitlines()[0] == "sudo modprobe intel_rapl_msr"
+
+
+def documented(title: str) -> list[str]:
+    """The first column of a table in docs/sources.md."""
+    page = (Path(__file__).parents[1] / "docs/sources.md").read_text()
+    table = page.partition(f"| {title} | What it is |\n|---|---|\n")[2].partition("\n\n")[0]
+    return [line.split("`")[1] for line in table.splitlines()]
+
+
+def test_what_the_page_on_the_sources_says_of_the_json_is_so(tmp_path):
+    report = json.loads(run(tmp_path, "doctor", "rapl", "host", "--json").stdout)
+    assert list(report) == ["system", "sources"]
+    assert list(report["system"]) == documented("In `system`")
+    for found in report["sources"]:
+        assert list(found) == documented("In the list")
+    (found,) = json.loads(run(tmp_path, "devices", "rapl", "--json").stdout)
+    assert [*found, "readings_per_second_set"] == documented("In the list")
+    assert documented("`reason`") == list(get_args(Reason))
 
 
 def test_what_is_not_there_is_a_fault_only_where_it_was_named(tmp_path):
