@@ -18,6 +18,7 @@ from typing import Any
 from benchlab_otel import contract, sources
 from benchlab_otel.config import Settings, variable
 from benchlab_otel.contract import Metric, prometheus_label, prometheus_name
+from benchlab_otel.sources import reading
 from benchlab_otel.timebase import CLOCK_ATTRIBUTE
 
 HERE = Path(__file__).parent
@@ -33,6 +34,33 @@ SECTIONS = {  # title: (beginnings of the names, what the section is about)
     "Host and processes": (("system.", "process."), "By the source `host`."),
     "Exporters": (("exporter.",), "By every source, about itself: also when it can't read anything."),
     "Hub and archive": (("hub.", "archive."), "By the embedded hub."),
+}
+
+
+FINDING = {  # keys of what `devices --json` and `doctor --json` tell: tests/test_doctor.py holds them to it
+    "source": "the source's name",
+    "address": "where it reads: a path, a port or a URL; `\"\"` where it found nothing to read",
+    "readable": "whether it could be read",
+    "hw.id": "the device's id, as in metrics and samples",
+    "hw.type": "what kind of device it is, such as `gpu`",
+    "description": "the device in words",
+    "simulated": "whether it is an emulator, a stub or a written tree",
+    "readings_per_second": "how often it answered, asked as fast as it does; null unless readable",
+    "reason": "why it can't be read, in a word",
+    "problem": "the same in a sentence",
+    "fix": "what to do about it. A command is all of the first line, and words about it are on the next",
+    "risk": "what the fix opens up, or why it is safe",
+    "readings_per_second_set": "`doctor` only: the setting `rate_hz`",
+}
+SYSTEM = {  # keys of what `doctor --json` tells of the machine
+    "benchlab-otel": "this program's version",
+    "python": "implementation and version",
+    "packages": "names and versions of those that matter here",
+    "kernel": "system, release and machine",
+    "distribution": "its name",
+    "processor": "its name, else the machine's",
+    "runs in": "what may hide hardware: a container, a virtual machine",
+    "user": "root, or the groups of this user",
 }
 
 
@@ -76,12 +104,33 @@ def sources_page() -> str:
         "read here. Metrics that every source has of itself are under Exporters in "
         "[metrics.md](metrics.md).\n"
     )
+    parts += _what_is_told()
     for name in sources.NAMES:
         module, section = _module(name), getattr(Settings().sources, name)
         parts += [f"## {name}\n", *_paragraphs(module), *_settings(section, f"sources.{name}.")]
         names = ", ".join(f"`{m.name}`" for m in module.METRICS)
         parts.append(f"Metrics: {names}.\n")
     return "\n".join(parts)
+
+
+def _what_is_told() -> Iterator[str]:
+    """The layout of two commands' JSON."""
+    yield "## What devices and doctor tell\n"
+    yield (
+        "`benchlab-otel devices --json` prints a list with an object for each device and for each place "
+        "that can't be read. `benchlab-otel doctor --json` prints an object: `sources` is that list for "
+        "the sources that are enabled or named, `system` says in texts what the machine is. It is made for "
+        "bug reports: names of the host and of the user are replaced in `address`, `description`, "
+        "`problem` and the host's `hw.id`. Keys stay from version to version; what there is none of is "
+        "null. `doctor` ends with 1 where a source can't be read or not as often as it is set to; one "
+        "that has nothing to read here, or whose device sleeps, counts only where it was named.\n"
+    )
+    # the comments at `reading.Reason`
+    reasons = dict(re.findall(r'^    "(\w+)",  # (.+)$', inspect.getsource(reading), re.MULTILINE))
+    for title, keys in (("In the list", FINDING), ("`reason`", reasons), ("In `system`", SYSTEM)):
+        yield f"| {title} | What it is |\n|---|---|"
+        yield from (f"| `{key}` | {meaning} |" for key, meaning in keys.items())
+        yield ""
 
 
 def _module(name: str) -> ModuleType:

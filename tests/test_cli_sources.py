@@ -85,6 +85,15 @@ def test_export_shows_metrics_and_ends_properly(ports):
     assert re.search(r"benchlab: [1-9]\d* readings", exporter.rest)
 
 
+def test_a_fix_in_the_log_is_one_line_that_can_be_pasted(tmp_path):
+    asked = ("export", "rapl", "--for", "0.5", "--metrics", "127.0.0.1:0")
+    done = run(*asked, BENCHLAB_OTEL_SOURCES__RAPL__SYSFS=str(tmp_path))
+    (line,) = done.stderr.splitlines()
+    problem, _, fix = line.partition("; ")
+    assert problem == f"benchlab-otel: rapl: absent: {tmp_path}/class/powercap: no RAPL counters"
+    assert fix.startswith("sudo modprobe intel_rapl_msr  # virtual machines have no counters")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from benchlab_otel.sources.reading import Reason
 from conftest import need
 from machines import unpack, write
 
@@ -80,6 +82,32 @@ def test_an_ordinary_user_gets_the_rule_and_what_it_risks(tmp_path, ordinary):
     assert "✓ hwmon: " in done.stdout, "the rest goes on"
 
 
+def test_a_fix_is_a_line_to_paste_with_words_below_it(tmp_path):
+    told = run(tmp_path, "doctor", "rapl").stdout.splitlines()
+    at = told.index("    fix: sudo modprobe intel_rapl_msr")
+    assert told[at + 1].startswith("         virtual machines have no counters")
+    (found,) = json.loads(run(tmp_path, "doctor", "rapl", "--json").stdout)["sources"]
+    assert found["fix"].splitlines()[0] == "sudo modprobe intel_rapl_msr"
+
+
+def documented(title: str) -> list[str]:
+    """The first column of a table in docs/sources.md."""
+    page = (Path(__file__).parents[1] / "docs/sources.md").read_text()
+    table = page.partition(f"| {title} | What it is |\n|---|---|\n")[2].partition("\n\n")[0]
+    return [line.split("`")[1] for line in table.splitlines()]
+
+
+def test_what_the_page_on_the_sources_says_of_the_json_is_so(tmp_path):
+    report = json.loads(run(tmp_path, "doctor", "rapl", "host", "--json").stdout)
+    assert list(report) == ["system", "sources"]
+    assert list(report["system"]) == documented("In `system`")
+    for found in report["sources"]:
+        assert list(found) == documented("In the list")
+    (found,) = json.loads(run(tmp_path, "devices", "rapl", "--json").stdout)
+    assert [*found, "readings_per_second_set"] == documented("In the list")
+    assert documented("`reason`") == list(get_args(Reason))
+
+
 def test_what_is_not_there_is_a_fault_only_where_it_was_named(tmp_path):
     extra = {"BENCHLAB_OTEL_SOURCES__ENABLED": "drm,power_supply,rapl"}
     done = run(tmp_path, "doctor", **extra)
@@ -120,6 +148,75 @@ def test_the_report_does_not_name_the_user(tmp_path, ordinary):
     done = run(tmp_path / user, "doctor", "hwmon", prefix=ordinary, HOME=str(tmp_path))
     assert "USER/class/hwmon: no sensors" in done.stdout
     assert not re.search(rf"\b{user}\b", done.stdout)
+
+
+NAMED = """
+import grp, os, pwd, socket, sys
+from types import SimpleNamespace
+host, user = sys.argv[1:3]
+del sys.argv[1:3]
+socket.gethostname = lambda: host
+pwd.getpwuid = lambda number: SimpleNamespace(pw_name=user)
+grp.getgrgid = lambda number: SimpleNamespace(gr_name=user)
+os.getgroups = lambda: [100]
+from benchlab_otel.cli import main
+main()
+"""
+
+
+def run_as(host: str, user: str, root: Path, *arguments: str, prefix: tuple[str, ...] = (), **extra: str):
+    """The program on a system that tells other names."""
+    command = [*prefix, sys.executable, "-c", NAMED, host, user, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=environment(root, **extra), cwd="/"
+    )
+
+
+def test_names_of_host_and_user_are_hidden_in_words_and_nowhere_else(tmp_path, ordinary):
+    """A host `gpu.lab` and a user `unreadable`, whose names are also what programs look for."""
+    root = unpack("thinkpad-x1-i7-8550u", tmp_path / "unreadable")
+    protect(root)
+    home = {"HOME": "/srv/unreadable"}
+    asked = ("gpu.lab", "unreadable", root, "doctor", "rapl", "drm", "host")
+    report = json.loads(run_as(*asked, "--json", prefix=ordinary, **home).stdout)
+    rapl, drm, host = report["sources"]
+    assert report["system"]["user"] == "ordinary, in groups USER"
+    assert rapl["reason"] == "unreadable"
+    assert rapl["address"] == f"{tmp_path}/USER/class/powercap"
+    assert rapl["problem"].startswith(f"{tmp_path}/USER/class/powercap/")
+    assert (drm["hw.type"], drm["description"]) == ("gpu", "Intel GPU at 0000:00:02.0 (i915)")
+    assert (host["address"], host["hw.id"], host["description"]) == ("HOST", "host-HOST", "host HOST")
+    told = run_as(*asked, prefix=ordinary, **home).stdout
+    assert f"✗ rapl: unreadable: {tmp_path}/USER/class/powercap/" in told
+    assert "✓ host: host HOST (host-HOST)" in told
+
+
+@pytest.mark.parametrize("name", ["benchlab", "benchlab-otel", "host", "sys"])
+def test_names_that_are_words_of_the_program_are_no_secrets(tmp_path, ordinary, name):
+    """`benchlab` is the user of the image, `benchlab-otel` that of the systemd units."""
+    asked = (name, name, tmp_path, "doctor", "benchlab", "benchlab_http", "benchlab_mqtt", "host")
+    extra = {"HOME": f"/var/lib/{name}", "BENCHLAB_OTEL_SOURCES__BENCHLAB__SYSFS": str(tmp_path)}
+    extra["BENCHLAB_OTEL_SOURCES__BENCHLAB_HTTP__KEY_FILE"] = f"/var/lib/{name}/key"
+    extra["BENCHLAB_OTEL_SOURCES__BENCHLAB_HTTP__URLS"] = "http://127.0.0.1:9"
+    report = json.loads(run_as(*asked, "--json", prefix=ordinary, **extra).stdout)
+    assert report["system"]["benchlab-otel"]
+    assert "benchlab-pycore" in report["system"]["packages"]
+    assert [f["source"] for f in report["sources"]] == ["benchlab", "benchlab_http", "benchlab_mqtt", "host"]
+    assert "set sources.benchlab.ports" in report["sources"][0]["fix"]
+    assert report["sources"][1]["problem"].startswith("sources.benchlab_http.key_file: ~/key: ")
+    assert report["sources"][3]["hw.id"] == f"host-{name}"
+
+
+@pytest.mark.parametrize("command", ["doctor", "devices"])
+def test_a_source_that_can_not_be_opened_does_not_end_the_report(tmp_path, command):
+    root = unpack("thinkpad-x1-i7-8550u", tmp_path / "sys")
+    (root / "class/hwmon/hwmon9").symlink_to(root / "gone")
+    extra = {"BENCHLAB_OTEL_SOURCES__HOST__PROCFS": str(tmp_path / "host/proc")}
+    done = run(root, command, "host", "hwmon", "rapl", "--json", **extra)
+    report = json.loads(done.stdout)
+    found = report["sources"] if command == "doctor" else report
+    assert [f["reason"] for f in found] == ["unreadable", "lost", None], done.stderr
+    assert found[0]["fix"].startswith("mount the host's /proc there")
 
 
 def test_devices_has_every_gpu_also_the_one_that_sleeps(tmp_path):

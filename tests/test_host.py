@@ -127,6 +127,55 @@ def test_golden_of_a_host(host_reader, golden):
     golden("host.txt", "\n".join(lines) + "\n")
 
 
+def rewrite(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def cpu(values, name: str) -> dict[str, float]:
+    return {k[1]: v for k, v in values.items() if k[0] == name}
+
+
+def test_processor_times_never_fall_a_little(host_reader, tmp_path):
+    """The kernel's estimate of iowait does: 1, 2 ticks; as a counter that would be a reset."""
+    assert cpu(series(host_reader), "system.cpu.time")["iowait"] == 0.07
+    rewrite(tmp_path / "proc/stat", " 1000 7 ", " 1010 5 ")
+    values = series(host_reader)
+    assert cpu(values, "system.cpu.time")["iowait"] == 0.07
+    assert cpu(values, "system.cpu.utilization")["idle"] == 1.0
+    rewrite(tmp_path / "proc/stat", " 1010 5 ", " 1010 9 ")
+    values = series(host_reader)
+    assert cpu(values, "system.cpu.time")["iowait"] == 0.09
+    assert cpu(values, "system.cpu.utilization")["iowait"] == 1.0
+
+
+def test_a_processor_time_that_falls_far_began_again(host_reader, tmp_path):
+    series(host_reader)
+    rewrite(tmp_path / "proc/stat", " 1000 7 ", " 600 8 ")
+    values = series(host_reader)
+    assert cpu(values, "system.cpu.time")["idle"] == 6.0
+    assert cpu(values, "system.cpu.utilization") == pytest.approx(
+        {mode: float(mode == "iowait") for mode in cpu(values, "system.cpu.time")}
+    )
+
+
+def test_disks_are_those_at_the_bottom_so_that_they_can_be_summed(host_reader, tmp_path):
+    """LUKS on RAID on a partition, an image and a ZFS volume on that disk, and swap in memory."""
+    numbers = " 10 0 80 5 20 0 160 9 0 14 14"
+    names = ("dm-0", "md127", "loop3", "zd16", "zram0", "cciss/c0d0", "sda", "sda1")
+    (tmp_path / "proc/diskstats").write_text("".join(f"8 0 {name}{numbers}\n" for name in names))
+    below = {"dm-0": ["md127"], "md127": ["sda1"], "cciss!c0d0": [], "sda": []}
+    for name, disks in below.items():
+        folder = tmp_path / "sys/block" / name / "slaves"
+        folder.mkdir(parents=True)
+        for disk in disks:
+            (folder / disk).symlink_to(f"../../{disk}")
+    for name in ("loop3", "zd16", "zram0"):
+        (tmp_path / "sys/block" / name / "slaves").mkdir(parents=True)
+    values = series(host_reader)
+    assert {k[1] for k in values if k[0] == "system.disk.io"} == {"cciss/c0d0", "sda"}
+
+
 def test_the_states_of_memory_add_up_also_where_some_of_what_is_cached_can_not_be_freed(host_reader):
     values = series(host_reader)
     states = {k[1]: v / 1024 for k, v in values.items() if k[0] == "system.memory.usage"}
@@ -145,3 +194,20 @@ def test_a_proc_that_lacks_files_is_unreadable_not_empty(tmp_path):
         reader.read()
     host.open_reader(Host(), "here")
     assert error.value.reason == "unreadable"
+    assert "sources.host.procfs" in error.value.fix
+
+
+def test_no_proc_at_all_is_unreadable_and_tried_again(tmp_path):
+    """As in a container where nobody mounted the host's, until somebody does."""
+    receiver, procfs = Receiver(), tmp_path / "host/proc"
+    running = sources.start(["host"], Sources(host=Host(procfs=procfs)), receiver, "s", metrics_s=0.01)
+    (health,) = running.health()
+    wait_for(lambda: health.failures["unreadable"] > 1)
+    assert health.message == f"{procfs}: No such file or directory"
+    assert "sources.host.procfs" in health.fix
+    procfs.parent.mkdir()
+    procfs.symlink_to("/proc")
+    wait_for(lambda: health.ok)
+    running.stop()
+    host.open_reader(Host(), "here")
+    assert set(health.failures) == {"unreadable"}

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from benchlab_otel import sources
-from benchlab_otel.config import Host, Rapl, Sources
+from benchlab_otel.config import Host, Hwmon, Rapl, Sources
+from benchlab_otel.sources.reading import refused
 from benchlab_otel.timebase import anchor
 from conftest import wait_for
 from machines import unpack
@@ -33,6 +34,40 @@ def test_a_thread_that_ended_by_a_defect_is_not_well():
     assert receiver.values("exporter.collect.success") == [1.0, 0.0]
     assert receiver.values("exporter.collect.failures", {"reason": "defect"}) == [1.0]
     assert receiver.values("system.cpu.time")[-1] is None  # no last values stay on the page
+
+
+def test_what_goes_while_it_is_opened_is_lost_and_opened_again(tmp_path):
+    """A link in /sys whose device is just gone: no defect, and the end of nothing."""
+    gone = unpack("thinkpad-x1-i7-8550u", tmp_path) / "class/hwmon/hwmon9"
+    gone.symlink_to(tmp_path / "gone")
+    settings = Sources(hwmon=Hwmon(sysfs=tmp_path))
+    (found,) = sources.look("hwmon", settings)
+    assert (found.error.reason, str(found.error)) == ("lost", f"{gone}: No such file or directory")
+    running = sources.start(["hwmon"], settings, Receiver(), "s")
+    (health,) = running.health()
+    wait_for(lambda: health.failures)
+    gone.unlink()
+    wait_for(lambda: health.ok)
+    running.stop()
+    assert set(health.failures) == {"lost"}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "said"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "/sys/x"),
+            "lost",
+            "/sys/x: No such file or directory",
+        ),
+        (PermissionError(13, "Permission denied", "/sys/x"), "unreadable", "/sys/x: Permission denied"),
+        (OSError("in no words"), "lost", "in no words"),
+    ],
+)
+def test_what_the_system_refuses_in_words(error, reason, said):
+    refusal = refused(error)
+    assert (refusal.reason, str(refusal)) == (reason, said)
+    assert bool(refusal.fix) == (reason == "unreadable")
 
 
 class Counting(Receiver):

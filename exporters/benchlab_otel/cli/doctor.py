@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,9 +24,14 @@ from benchlab_otel import __version__, sources
 from benchlab_otel.cli import options
 from benchlab_otel.cli.devices import look, plain
 from benchlab_otel.config import Settings
+from benchlab_otel.sources.reading import SourceError
 
 _PACKAGES = ("numpy", "scipy", "psutil", "pyserial", "benchlab-pycore", "grpcio", "protobuf")
 _NOT_HERE = ("absent", "asleep")  # no fault of the setup, unless the source was asked for by name
+_NO_SECRETS = {  # as a host's or user's name: words of the program and of the kernel are in any report
+    *(word for name in sources.NAMES for word in name.split("_")),
+    *("benchlab-otel", sys.platform, "class", "core", "dev", "proc", "sys"),
+}
 _CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
 
 
@@ -49,14 +55,14 @@ def command(
       benchlab-otel doctor rapl
     """
     settings = options.settings(config)
-    findings = look(source or settings.sources.enabled, settings)
+    findings = [_anonymous(f) for f in look(source or settings.sources.enabled, settings)]
     if as_json:
         report = {"system": _system(), "sources": [_with_rate(f, settings) for f in findings]}
-        print(_anonymous(msgspec.json.format(msgspec.json.encode(report), indent=2).decode()))
+        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     else:
         lines = [f"{name}: {value}" for name, value in _system().items()]
         lines += [line for f in findings for line in ("", *_told(f, _wanted(f, settings), bool(source)))]
-        print(_anonymous("\n".join(lines)))
+        print("\n".join(lines))
     if any(_is_fault(f, _wanted(f, settings), bool(source)) for f in findings):
         raise typer.Exit(1)
 
@@ -81,7 +87,9 @@ def _told(f: sources.Finding, wanted: float, named: bool) -> Iterator[str]:
     if f.error:
         yield f"{mark} {f.source}: {f.error.reason}: {f.error}"
         if f.error.fix:
-            yield f"    fix: {f.error.fix}"
+            command, *about = f.error.fix.splitlines()
+            yield f"    fix: {command}"
+            yield from (f"         {line}" for line in about)
         if f.error.risk:
             yield f"    risk: {f.error.risk}"
     elif f.device:
@@ -144,11 +152,26 @@ def _user() -> str:
     names = []
     for group in os.getgroups():
         with suppress(KeyError):
-            names.append(grp.getgrgid(group).gr_name)
+            names.append(_unnamed(grp.getgrgid(group).gr_name))  # many users have one of their own name
     return f"ordinary, in groups {', '.join(sorted(names)) or 'without names'}"
 
 
-def _anonymous(text: str) -> str:
+# -- without names ----------------------------------------------------------------------------
+
+
+def _anonymous(f: sources.Finding) -> sources.Finding:
+    """A finding whose free texts name neither host nor user; what programs read and people paste stays."""
+    device, error = f.device, f.error
+    if device:
+        device = replace(device, description=_unnamed(device.description))
+        if device.hw_type == "host":
+            device = replace(device, hw_id=_unnamed(device.hw_id))
+    if error:
+        error = SourceError(error.reason, _unnamed(str(error)), error.fix, error.risk)
+    return replace(f, address=_unnamed(f.address), device=device, error=error)
+
+
+def _unnamed(text: str) -> str:
     """The text without the names of the host, of the user and of the user's home."""
     for word, stands_in in _names():
         text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", stands_in, text)
@@ -161,4 +184,4 @@ def _names() -> Sequence[tuple[str, str]]:
     with suppress(KeyError):  # a container's user may have no name
         user = pwd.getpwuid(os.geteuid()).pw_name
         names += [(user, "USER")] if user != "root" else []
-    return [(word, stands_in) for word, stands_in in names if len(word) > 1 and word != sys.platform]
+    return [(word, stands_in) for word, stands_in in names if len(word) > 1 and word not in _NO_SECRETS]

@@ -58,11 +58,18 @@ def on_termination(do: Callable[[], object]) -> list[tuple[int, Any]]:
     return [(number, signal.signal(number, lambda *_: do())) for number in wanted]
 
 
+class _OneLine(logging.Formatter):
+    """What follows a message's first line, as words do a fix's command, becomes a comment of a shell's."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return "  # ".join(super().formatMessage(record).splitlines())
+
+
 def set_up_logging() -> None:
     """Warnings of this process on stderr, one line each."""
-    logging.basicConfig(
-        level=os.environ.get("BENCHLAB_OTEL_LOG", "WARNING").upper(), format="benchlab-otel: %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("benchlab-otel: %(message)s"))
+    logging.basicConfig(level=os.environ.get("BENCHLAB_OTEL_LOG", "WARNING").upper(), handlers=[handler])
 
 
 def lost_words(counts: Mapping[str, int]) -> str:

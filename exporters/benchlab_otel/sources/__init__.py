@@ -23,7 +23,7 @@ from benchlab_otel.contract import SESSION_ID, SIMULATED, TRANSPORT
 from benchlab_otel.model import Resource, Scalar
 from benchlab_otel.otlp.encode import resource_of
 from benchlab_otel.otlp.sink import Sink
-from benchlab_otel.sources.reading import Device, Reader, SourceError
+from benchlab_otel.sources.reading import Device, Reader, SourceError, refused
 from benchlab_otel.sources.rota import MOST_HZ, Rota, Seat
 from benchlab_otel.sources.runner import Health, Runner
 from benchlab_otel.sources.schedule import Schedule
@@ -232,3 +232,5 @@ def _look(name: str, source: Source, section: Any, address: str, seconds: float)
             return Finding(name, address, device, count / (time.monotonic() - begin), None)
     except SourceError as error:
         return Finding(name, address, device, 0.0, error)
+    except OSError as error:
+        return Finding(name, address, device, 0.0, refused(error))

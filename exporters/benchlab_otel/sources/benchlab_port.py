@@ -28,7 +28,8 @@ _NOISY_S = 1.0  # a line that is not quiet by then is no BENCHLAB's
 UDEV_RULE = 'SUBSYSTEM=="tty", ATTRS{idVendor}=="0483", ATTRS{idProduct}=="5740", TAG+="uaccess"'
 _NO_PERMISSION = (
     f"echo '{UDEV_RULE}' | sudo tee /etc/udev/rules.d/60-benchlab.rules && sudo udevadm control --reload "
-    "&& sudo udevadm trigger (or: sudo usermod -aG dialout $USER, and log in again)"
+    "&& sudo udevadm trigger\n"
+    "or `sudo usermod -aG dialout $USER`, and log in again"
 )
 _RISK = (
     "uaccess lets whoever sits at this machine use the port, dialout its members use every serial port; "

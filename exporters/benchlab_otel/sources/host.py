@@ -1,9 +1,9 @@
 """The host: processors, memory, swap, disks, network, pressure, and the processes of the pipeline.
 
-By psutil, where it has it; metrics only, no samples. Disks are whole ones, without their partitions,
-so that they can be summed. Processors have a frequency where the kernel scales it, which virtual
-machines mostly don't. Pressure stall information is there from Linux 4.20 on
-(Documentation/accounting/psi.rst).
+By psutil, where it has it; metrics only, no samples. Disks are whole ones, without their partitions
+and without what is made of disks (LVM, LUKS, RAID, loop devices), so that they can be summed.
+Processors have a frequency where the kernel scales it, which virtual machines mostly don't. Pressure
+stall information is there from Linux 4.20 on (Documentation/accounting/psi.rst).
 
 The pipeline's processes are those that this program started (the command of `record`) with all their
 children, and those of `sources.host.pids` and `.cgroups`.
@@ -51,6 +51,11 @@ _MODES = {  # psutil's names to those of the semantic conventions; guest is in u
     "user": "user", "nice": "nice", "system": "system", "idle": "idle", "iowait": "iowait",
     "irq": "interrupt", "softirq": "interrupt", "steal": "steal",
 }  # fmt: skip
+_SMALL_FALL_S = 3.0  # of a processor time; as in node_exporter
+_NO_DISK = re.compile(
+    r"(loop|z?ram|zd)\d+"
+)  # in files, in memory, of ZFS: none, or counted by the disks below
+_NO_PROC = "mount the host's /proc there (sources.host.procfs), or unset that setting"
 _Value = tuple[Metric, tuple[str, ...], float]  # metric, label values, value
 
 
@@ -60,7 +65,7 @@ def addresses(settings: Host) -> list[str]:
 
 
 def open_reader(settings: Host, address: str) -> HostReader:
-    """The reader of this host."""
+    """The reader of this host; SourceError where there is no /proc."""
     return HostReader(settings, address)
 
 
@@ -71,11 +76,15 @@ class HostReader:
         psutil.PROCFS_PATH = str(settings.procfs)  # one host a process: psutil has it once for all
         self._settings = settings
         booted = anchor().offset_ns  # CLOCK_MONOTONIC is 0 at boot
+        try:
+            simulated = not is_mount_of(settings.procfs, "proc")
+        except OSError as error:
+            raise SourceError("unreadable", f"{error.filename}: {error.strerror}", _NO_PROC) from None
         self.device = Device(
             f"host-{name}",
             "host",
             f"host {name}",
-            simulated=not is_mount_of(settings.procfs, "proc"),
+            simulated=simulated,
             counting_since_ns=booted,
         )
         self._times: dict[str, float] = {}
@@ -100,7 +109,7 @@ class HostReader:
                 *self._pipeline(),
             ]
         except (OSError, psutil.Error) as error:
-            raise SourceError("unreadable", f"host: {error}", "mount /proc readable") from None
+            raise SourceError("unreadable", f"host: {error}", _NO_PROC) from None
         return start, anchor().now_ns(), values
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
@@ -128,6 +137,7 @@ class HostReader:
         for name, mode in _MODES.items():
             if name in raw:
                 times[mode] = times.get(mode, 0.0) + raw[name]
+        times = {mode: _risen(self._times.get(mode, 0.0), seconds) for mode, seconds in times.items()}
         yield from ((contract.CPU_TIME, (mode,), seconds) for mode, seconds in times.items())
         used = {mode: max(0.0, seconds - self._times.get(mode, 0.0)) for mode, seconds in times.items()}
         if self._times and (total := sum(used.values())) > 0:
@@ -152,6 +162,15 @@ class HostReader:
                 yield contract.PROCESS_CPU_TIME, (str(pid), name, "system"), cpu.system
                 yield contract.PROCESS_MEMORY, (str(pid), name), float(memory.rss)
         self._processes = found
+
+
+def _risen(before: float, now: float) -> float:
+    """A processor time (s) as a counter, which must not fall: the one before until it is passed.
+
+    The kernel's idle and iowait are estimates that may fall a little (Documentation/filesystems/proc.rst).
+    One that falls far began again, as its processor was switched off.
+    """
+    return before if 0.0 < before - now < _SMALL_FALL_S else now
 
 
 def _clock_files(sysfs: Path) -> dict[str, int]:
@@ -192,13 +211,21 @@ def _disks(sysfs: Path) -> Iterator[_Value]:
         whole = None
     # nowrap is for kernels that count in 32 bits
     for disk, io in (psutil.disk_io_counters(perdisk=True, nowrap=False) or {}).items():
-        if not (io.read_count or io.write_count):
-            continue  # loop and ram devices come by the dozen, unused
-        if whole is None or disk in whole:
+        if not (io.read_count or io.write_count) or _NO_DISK.fullmatch(disk):
+            continue
+        if whole is None or (disk in whole and not _is_stacked(sysfs, disk)):
             yield contract.DISK_IO, (disk, "read"), float(io.read_bytes)
             yield contract.DISK_IO, (disk, "write"), float(io.write_bytes)
             yield contract.DISK_OPERATIONS, (disk, "read"), float(io.read_count)
             yield contract.DISK_OPERATIONS, (disk, "write"), float(io.write_count)
+
+
+def _is_stacked(sysfs: Path, disk: str) -> bool:
+    """Whether a disk is made of others, which count its traffic (block/holder.c of the Linux kernel)."""
+    try:
+        return bool(os.listdir(f"{sysfs}/block/{disk.replace('/', '!')}/slaves"))  # noqa: PTH208 - names only
+    except OSError:
+        return False
 
 
 def _network() -> Iterator[_Value]:

@@ -126,7 +126,7 @@ class HwmonReader(SensorReader):
         chips = _chips(tree)
         sensors = [sensor for chip in chips for sensor in _sensors(chip)]
         if not sensors:
-            fix = "sudo sensors-detect finds the drivers of a mainboard's chips; virtual machines have none"
+            fix = "sudo sensors-detect\nfinds the drivers of a mainboard's chips; virtual machines have none"
             risk = "it asks before it probes a bus that may not bear it; its default answers are safe"
             raise SourceError("absent", f"{tree}: no sensors", fix, risk)
         device = Device(

@@ -18,13 +18,16 @@ INSTALL = (
     "install NVIDIA's driver (`nvidia-smi` should list the GPU); in a container, start it with --gpus all "
     "and NVIDIA_DRIVER_CAPABILITIES=utility"
 )
-_LOOK = "`sudo dmesg | grep -i -e nvrm -e xid` tells why; reset the GPU (nvidia-smi --gpu-reset) or reboot"
+_LOOK = (
+    "sudo dmesg | grep -i -e nvrm -e xid\n"
+    "tells why; `sudo nvidia-smi --gpu-reset`, while no program uses a GPU, or a reboot brings it back"
+)
 _ENDS_WORK = "looking changes nothing; a reset ends everything that runs on the GPU"
 _FAILURES: dict[int, tuple[Reason, str, str]] = {  # reason, fix, what that risks
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: ("absent", INSTALL, ""),
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
         "absent",
-        "sudo modprobe nvidia (`nvidia-smi` tells more)",
+        "sudo modprobe nvidia\n`nvidia-smi` tells more",
         "it loads the driver that is installed and sets nothing",
     ),
     pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (

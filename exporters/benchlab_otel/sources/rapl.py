@@ -47,7 +47,9 @@ _RULE = (
 _MAKE_READABLE = (
     "sudo groupadd -f rapl && sudo usermod -aG rapl $USER && "
     f"echo '{_RULE}' | sudo tee /etc/udev/rules.d/60-rapl.rules && sudo udevadm control --reload && "
-    "sudo udevadm trigger --subsystem-match=powercap --action=add, then log in again"
+    "sudo udevadm trigger --subsystem-match=powercap --action=add\n"
+    "then log in again; a systemd unit needs SupplementaryGroups=rapl, a container the group's number "
+    "(`getent group rapl`) in group_add"
 )
 _RISK = (
     "whoever reads these counters can infer from fine power traces what other programs compute, keys "
@@ -55,8 +57,9 @@ _RISK = (
     "put nobody else in it, and leave machines with other users' secrets as they are"
 )
 _NO_TREE = (
-    "sudo modprobe intel_rapl_msr; virtual machines have no counters, and Docker hides them: run the "
-    "exporter on the host, or mount the host's /sys and set sources.rapl.sysfs"
+    "sudo modprobe intel_rapl_msr\n"
+    "virtual machines have no counters, and Docker hides them: run the exporter on the host, or mount the "
+    "host's /sys and set sources.rapl.sysfs"
 )
 _LOADING_IS_SAFE = "the module only reads counters; nothing is set"
 

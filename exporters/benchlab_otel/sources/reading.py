@@ -47,7 +47,8 @@ Reason = Literal[
 class SourceError(Exception):
     """Why there is no reading: a word for the metrics, a sentence, and the fix where there is one.
 
-    `risk` says what the fix opens up, or why it is safe.
+    Where the fix is a command, that is all of its first line, and words about it are on the next. `risk`
+    says what the fix opens up, or why it is safe.
     """
 
     def __init__(self, reason: Reason, message: str, fix: str = "", risk: str = "") -> None:
@@ -55,6 +56,14 @@ class SourceError(Exception):
         self.reason: Reason = reason
         self.fix = fix
         self.risk = risk
+
+
+def refused(error: OSError) -> SourceError:
+    """What it means that a device can't be opened: no permission, or it went just then."""
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, PermissionError):
+        return SourceError("unreadable", what, "let the user that runs this program read it")
+    return SourceError("lost", what)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from benchlab_otel.otlp.encode import SpanBatch, encode_request
 from benchlab_otel.otlp.ids import random64
 from benchlab_otel.otlp.sink import Sink
 from benchlab_otel.sources.metrics import Metrics
-from benchlab_otel.sources.reading import Batch, Device, Reader, Reply, SourceError
+from benchlab_otel.sources.reading import Batch, Device, Reader, Reply, SourceError, refused
 from benchlab_otel.sources.rota import Seat, Turn
 from benchlab_otel.sources.samples import Samples
 from benchlab_otel.sources.schedule import Schedule, multiple_after
@@ -153,6 +153,8 @@ class Runner:
         begin = time.monotonic()
         try:
             reader = self._open_reader()
+        except OSError as error:
+            raise refused(error) from error
         finally:
             self.health.duration_s = time.monotonic() - begin
         if reader.device != self.health.device:
