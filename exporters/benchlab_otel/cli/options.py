@@ -15,6 +15,8 @@ import typer
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.config import ConfigError, Settings, load
 
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Configuration file instead of the first one found."),
@@ -59,10 +61,11 @@ def on_termination(do: Callable[[], object]) -> list[tuple[int, Any]]:
 
 
 def set_up_logging() -> None:
-    """Warnings of this process on stderr, one line each."""
-    logging.basicConfig(
-        level=os.environ.get("BENCHLAB_OTEL_LOG", "WARNING").upper(), format="benchlab-otel: %(message)s"
-    )
+    """Warnings of this process on stderr, one line each; UserError where $BENCHLAB_OTEL_LOG is no level."""
+    level = os.environ.get("BENCHLAB_OTEL_LOG") or "WARNING"
+    if level.upper() not in _LEVELS:
+        raise UserError(f"$BENCHLAB_OTEL_LOG: expected one of {', '.join(_LEVELS)}, not {level!r}")
+    logging.basicConfig(level=level.upper(), format="benchlab-otel: %(message)s")
 
 
 def lost_words(counts: Mapping[str, int]) -> str:
