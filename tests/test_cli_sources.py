@@ -51,6 +51,12 @@ def ports():
     assert a.returncode == b.returncode == 0
 
 
+def test_a_log_level_that_is_none_is_told():
+    done = run("export", "host", "--for", "0.1", BENCHLAB_OTEL_LOG="verbose")
+    assert done.returncode == 2
+    assert "$BENCHLAB_OTEL_LOG: expected one of DEBUG, INFO, " in done.stderr
+
+
 def test_devices_shows_both_and_says_that_they_are_simulated(ports):
     found = run("devices", "benchlab", "--json", BENCHLAB_OTEL_SOURCES__BENCHLAB__PORTS=ports)
     devices = json.loads(found.stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from contextlib import suppress
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchlab_otel.cli import main
 from benchlab_otel.config import ConfigError, Settings, load, resolve, variable
 
 
@@ -62,6 +64,20 @@ def test_environment_over_file_over_default(tmp_path: Path, monkeypatch: pytest.
     assert origins["sources.benchlab.lag_ms"] == f"{path}:3"
     assert origins["hub.grpc"] == f"{path}:6"
     assert origins["hub.http"] == "default"
+
+
+@pytest.mark.parametrize("account", ["lab:hunter2", "lab:hu@/nter2", "hunter2"])
+def test_an_account_of_a_broker_is_not_shown(
+    account: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BENCHLAB_OTEL_SOURCES__BENCHLAB_MQTT__BROKER", f"{account}@broker:1883")
+    monkeypatch.setattr("sys.argv", ["benchlab-otel", "config", "show", "--json"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["sources.benchlab_mqtt.broker"]["value"] == "***@broker:1883"
+    assert shown["hub.grpc"]["value"] == "127.0.0.1:4317"
 
 
 def test_a_list_with_brackets_in_a_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,6 @@ MODULES = [import_module(f"{sources.__name__}.{module.name}") for module in iter
 BEGIN = ("sudo", "pip", "echo")  # of a fix that is a command
 COMMANDS = (*BEGIN, "grep")
 UDEV = (ROOT / "deploy/udev/60-benchlab-otel.rules").read_text()
-WORDS_IN_IT = pytest.mark.xfail(
-    reason="words beside the command, not yet on a line of their own", strict=False
-)
-NOT_YET = ("pip install 'benchlab-otel[websocket]'",)
 
 
 def constants(value: Any) -> Iterator[str]:
@@ -63,7 +59,7 @@ def test_the_fixes_are_found():
 
 @pytest.mark.parametrize(
     "fix",
-    [pytest.param(f, marks=[WORDS_IN_IT] if f.startswith(NOT_YET) else [], id=f[:40]) for f in FIXES],
+    [pytest.param(fix, id=fix[:40]) for fix in FIXES],
 )
 def test_a_fix_that_begins_with_a_command_has_nothing_else_in_its_line(fix):
     command = fix.splitlines()[0]

@@ -1,11 +1,16 @@
 """BENCHLAB over HTTP: pytools' own server on an emulated device, LinuxSupportKit as its API is written."""
 
+import base64
 import contextlib
+import hashlib
 import itertools
 import json
+import logging
 import math
 import re
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +25,8 @@ from benchlab_otel.simulate.device import Board, Emulator
 from benchlab_otel.simulate.truth import Load, Truth
 from benchlab_otel.sources import benchlab_http, benchlab_json
 from benchlab_otel.sources.reading import SourceError
-from conftest import wait_for
+from benchlab_otel.timebase import anchor
+from conftest import need, wait_for
 from pytools import pytools
 from receiving import Receiver, read_one
 from test_cli_sources import run
@@ -95,6 +101,247 @@ def test_the_zeros_of_a_device_that_pytools_lost_are_no_readings(served):
         before = len(receiver.samples())
         wait_for(lambda: len(receiver.samples()) > before)
     assert {round(values["hw.power.system"]) for _, values in receiver.samples()} == {234}
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_server_that_has_readings_seldom_is_no_fault(served, stream):
+    own = {"URLS": served[1], "STREAM": stream, "RATE_HZ": "50", "TIMEOUT_S": "30"}
+    variables = {f"BENCHLAB_OTEL_SOURCES__BENCHLAB_HTTP__{name}": value for name, value in own.items()}
+    done = run("doctor", "benchlab_http", **variables)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"readable; \d+ readings/s come, 50 are set", done.stdout)
+    assert "fix" not in done.stdout
+
+
+def test_a_uid_that_is_none_is_told_as_such(served):
+    """pytools answers with an invented device."""
+    with pytest.raises(SourceError, match="no such device there") as error:
+        benchlab_http.open_reader(BenchlabHttp(timeout_s=20.0), f"{served[1]}/device/ABC")
+    assert error.value.reason == "absent"
+
+
+# -- pytools, as its API is written -------------------------------------------------------------
+
+UID = "0102030405060708090A0B0C"
+START_NS = anchor().now_ns()
+
+
+def coded(made_ns: int) -> float:
+    """Watts that say when a reading was made."""
+    return 1.0 + (made_ns - START_NS) / 1e9
+
+
+def published(made_ns: int) -> bytes:
+    """A reading as `translate_sensor_struct` makes it."""
+    return json.dumps({"SYS_Power": 234.0, "CPU_Power": coded(made_ns), "Vdd": 3.3}).encode()
+
+
+def check_times(reader, key: str) -> int:
+    """Reads once; how many readings came, each of which was made within its interval."""
+    count = 0
+    for batch in reader.decode([reader.read()]):
+        column = [field.key for field in batch.fields].index(key)
+        for start, end, watts in zip(batch.start_ns, batch.end_ns, batch.values[:, column], strict=True):
+            assert start - 1000 <= START_NS + (watts - 1.0) * 1e9 <= end + 1000  # as the code is no finer
+            count += 1
+    return count
+
+
+class Pytools(BaseHTTPRequestHandler):
+    """The part of pytools' server that a client needs; `latest` is its cache. It never ends a WebSocket."""
+
+    protocol_version = "HTTP/1.1"
+    latest = published(START_NS)
+    listed: list = [{"uid": UID, "port": "x", "connected": True}]
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/stream"):
+            return self.stream()
+        information = {"ProductId": 16, "FwVersion": 6, "UID": UID}
+        answers = {"/devices": self.listed, f"/device/{UID}/info": information}
+        if self.path == f"/device/{UID}/telemetry":
+            return self.answer(self.latest)
+        return self.answer(json.dumps(answers[self.path]).encode())
+
+    def answer(self, text: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def stream(self) -> None:
+        accepted = self.headers["Sec-WebSocket-Key"].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_response(101)
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade")
+        digest = hashlib.sha1(accepted).digest()  # RFC 6455, 4.2.2
+        self.send_header("Sec-WebSocket-Accept", base64.b64encode(digest).decode())
+        self.end_headers()
+        while True:
+            text = published(anchor().now_ns() - 50_000_000)
+            self.wfile.write(b"\x81\x7e" + len(text).to_bytes(2, "big") + text)
+            time.sleep(0.1)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(handler, context: ssl.SSLContext | None = None):
+    """The host and port of a server with these answers."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        server.handle_error = lambda *_: None  # a client that goes is no error
+        if context:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@contextlib.contextmanager
+def reading(handler, **changes):
+    """A reader of a server with these answers."""
+    settings = BenchlabHttp(**{"stream": False, "timeout_s": 20.0, **changes})
+    with (
+        serving(handler) as place,
+        contextlib.closing(benchlab_http.open_reader(settings, f"http://{place}")) as reader,
+    ):
+        yield reader
+
+
+def test_a_polled_reading_was_made_within_its_interval_and_one_of_unknown_age_is_none():
+    handler = type("Handler", (Pytools,), {})
+    with reading(handler) as reader:
+        assert check_times(reader, "hw.power.cpu") == 0  # it was there before
+        assert check_times(reader, "hw.power.cpu") == 0
+        for _ in range(3):
+            handler.latest = published(anchor().now_ns() - 50_000_000)  # which pytools' own reading takes
+            assert check_times(reader, "hw.power.cpu") == 1
+            assert check_times(reader, "hw.power.cpu") == 0
+
+
+def test_a_websockets_reading_was_made_within_its_interval():
+    with reading(Pytools, stream=True) as reader:
+        assert sum(check_times(reader, "hw.power.cpu") for _ in range(3)) == 3
+
+
+def test_a_server_that_repeats_one_reading_for_ever_has_none():
+    with (
+        serving(Pytools) as place,
+        exporting(f"http://{place}", stream=False, timeout_s=0.3) as (running, receiver),
+    ):
+        wait_for(lambda: running.health()[0].failures["late"] >= 3)
+        assert not running.health()[0].ok
+    assert not receiver.samples()
+
+
+def test_a_proxy_of_the_environment_is_not_used(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "socks_proxy"):
+        monkeypatch.setenv(name, f"{name.removesuffix('s_proxy').removesuffix('_proxy')}://127.0.0.1:1")
+    with reading(Pytools, stream=True) as reader:
+        assert check_times(reader, "hw.power.cpu") == 1
+
+
+def test_a_websocket_that_the_server_does_not_end_holds_up_nothing_and_no_log_has_the_key(key_file, caplog):
+    caplog.set_level(logging.DEBUG)
+    with serving(Pytools) as place:
+        with exporting(f"http://{place}", key_file=key_file) as (_, receiver):
+            wait_for(receiver.samples)
+        assert "left behind" not in caplog.text
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("listed", [[{"isBenchlab": True}], []])
+def test_a_list_without_a_device_is_told(listed):
+    with (
+        pytest.raises(SourceError, match="expected one device, found: none"),
+        reading(type("Handler", (Pytools,), {"listed": listed})),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/bench2", f"/device/{UID}/telemetry", f"/bench2/device/{UID}", "/device", "/?device=ttyACM3", "/#x"],
+)
+def test_a_url_that_names_something_else_reads_no_other_device(path):
+    with serving(Pytools) as place, pytest.raises(SourceError, match="expected http://HOST:PORT, alone or"):
+        benchlab_http.open_reader(BenchlabHttp(timeout_s=20.0), f"http://{place}{path}")
+
+
+def test_a_query_is_shown_nowhere():
+    assert benchlab_http.addresses(BenchlabHttp(urls=("http://h/?key=hunter2",))) == ["http://h/?…"]
+
+
+class EndsIdle(Pytools):
+    """As uvicorn, which ends a connection that was idle for 5 s."""
+
+    def answer(self, text: bytes) -> None:
+        super().answer(text)
+        self.close_connection = True
+
+
+def test_a_connection_that_the_server_ended_while_it_was_idle_is_opened_again():
+    handler = type("Handler", (EndsIdle,), {})
+    with reading(handler) as reader:
+        check_times(reader, "hw.power.cpu")
+        for _ in range(3):
+            handler.latest = published(anchor().now_ns())
+            assert check_times(reader, "hw.power.cpu") == 1
+
+
+class TooLong(Pytools):
+    def answer(self, text: bytes) -> None:
+        super().answer(b"[" + b"0," * (1 << 21) + b"0]")
+
+
+class SlowHead(Pytools):
+    def do_GET(self) -> None:
+        for byte in b"HTTP/1.1 200 OK\r\n" * 2:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.1)
+        self.close_connection = True
+
+
+class SlowBody(Pytools):
+    def answer(self, text: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        for _ in range(30):
+            self.wfile.write(b" ")
+            time.sleep(0.1)
+        self.close_connection = True
+
+
+@pytest.mark.parametrize(
+    ("handler", "timeout_s", "reason", "said"),
+    [
+        (TooLong, 20.0, "garbled", "an answer of more than"),
+        (SlowHead, 0.5, "late", "timed out"),
+        (SlowBody, 0.5, "late", "timed out"),
+    ],
+)
+def test_an_answer_has_to_end(handler, timeout_s, reason, said):
+    with pytest.raises(SourceError, match=said) as error, reading(handler, timeout_s=timeout_s):
+        pass
+    assert error.value.reason == reason
+
+
+def test_a_certificate_that_is_not_trusted_is_told_with_what_helps(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = [need("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    files = ["-nodes", "-subj", "/CN=localhost", "-keyout", key, "-out", certificate]
+    subprocess.run([*command, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with serving(Pytools, context) as place, pytest.raises(SourceError, match="CERTIFICATE") as error:
+        benchlab_http.open_reader(BenchlabHttp(timeout_s=20.0), f"https://{place}")
+    assert "SSL_CERT_FILE" in error.value.fix
 
 
 # -- LinuxSupportKit ----------------------------------------------------------------------------
@@ -227,7 +474,40 @@ def test_what_is_streamed_faster_than_it_is_read_does_not_pile_up(key_file):
         read_to_the_end(reader)
     assert 0 < len(replies) < 100  # of 200
     times = [(start, end) for start, end, _ in replies]
-    assert all(before <= start <= end for (_, before), (start, end) in itertools.pairwise(times))
+    assert all(a <= b for a, b in itertools.pairwise(times))
+    assert all(start < end for start, end in times)
+
+
+def coded_line() -> bytes:
+    """A line of the stream whose first rail says when it was made: now."""
+    data = kit_reading(streamed=True)
+    data["power"][0]["w"] = coded(anchor().now_ns())
+    return json.dumps(data).encode() + b"\n"
+
+
+class HeldUp(Kit):
+    """Its readings come late: the first before the headers, then two at once after a stall."""
+
+    def stream(self) -> None:
+        first = coded_line()
+        time.sleep(0.02)  # it takes a while to read the device
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(first)
+        time.sleep(0.2)
+        second, third = coded_line(), coded_line()
+        time.sleep(0.02)
+        self.wfile.write(second + third)
+        time.sleep(0.2)  # until both have been read
+        self.wfile.write(coded_line())
+
+
+def test_a_streamed_reading_was_made_within_its_interval_also_in_a_burst(key_file):
+    with reading(HeldUp, stream=True, key_file=key_file) as reader:
+        assert check_times(reader, "hw.power.rail.EPS1") == 1
+        time.sleep(0.3)  # until the burst is there: its last is the newest
+        assert check_times(reader, "hw.power.rail.EPS1") == 1
+        assert check_times(reader, "hw.power.rail.EPS1") == 1
 
 
 @pytest.mark.parametrize(

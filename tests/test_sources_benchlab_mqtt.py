@@ -5,6 +5,7 @@ import getpass
 import json
 import socket
 import subprocess
+import time
 
 import pytest
 
@@ -14,6 +15,7 @@ from benchlab_otel.simulate.device import Emulator
 from benchlab_otel.simulate.truth import Load, Truth
 from benchlab_otel.sources import benchlab_mqtt
 from benchlab_otel.sources.reading import SourceError
+from benchlab_otel.timebase import anchor
 from conftest import free_ports, need, wait_for
 from pytools import pytools
 from receiving import Receiver, read_one
@@ -73,10 +75,13 @@ def publisher(broker):
     host, _, port = broker[0].partition(":")
     client.connect(host, int(port))
     client.loop_start()
+
+    def publish(topic, *bodies, retain=False) -> None:
+        sent = [client.publish(topic, json.dumps(body), qos=1, retain=retain) for body in bodies]
+        sent[-1].wait_for_publish(20)
+
     try:
-        yield lambda topic, body, retain=False: client.publish(
-            topic, json.dumps(body), qos=1, retain=retain
-        ).wait_for_publish(20)
+        yield publish
     finally:
         client.disconnect()
         client.loop_stop()
@@ -124,6 +129,30 @@ def test_what_is_published_faster_than_it_is_read_does_not_pile_up(broker):
     assert len(watts) < 100
 
 
+def test_a_reading_that_was_held_up_on_its_way_was_made_within_its_interval(broker):
+    start_ns = anchor().now_ns()
+
+    def coded() -> dict:
+        """A reading that says when it was made: now."""
+        return {"SYS_Power": 1.0 + (anchor().now_ns() - start_ns) / 1e9, "Vdd": 3.3}
+
+    with publisher(broker) as publish:
+        publish("late/AB01/info", INFO, retain=True)
+        with contextlib.closing(benchlab_mqtt.open_reader(settings(broker, prefix="late"), "")) as reader:
+            publish("late/AB01/telemetry", coded())
+            replies = [reader.read()]
+            first, second = coded(), coded()
+            time.sleep(0.1)
+            publish("late/AB01/telemetry", first, second)
+            while second != json.loads(replies[-1][2]):
+                replies.append(reader.read())
+            (batch,) = reader.decode(replies)
+    watts = batch.values[:, [field.key for field in batch.fields].index("hw.power.system")]
+    made = start_ns + (watts - 1.0) * 1e9
+    assert (batch.start_ns <= made + 1000).all()
+    assert (made - 1000 <= batch.end_ns).all()
+
+
 def test_another_device_that_begins_to_publish_is_not_taken_for_the_one_that_is_read(broker):
     with publisher(broker) as publish:
         publish("later/AB01/info", INFO, retain=True)
@@ -154,10 +183,14 @@ def test_several_devices_are_to_be_named(broker):
 
 
 def test_what_is_wrong_with_the_broker_is_told(broker):
-    with pytest.raises(SourceError, match="Not authorized"):
+    with pytest.raises(SourceError, match="Not authorized") as error:
         benchlab_mqtt.open_reader(settings(broker, password_file=""), "")
+    assert "username and .password_file" in error.value.fix
     with pytest.raises(SourceError, match="refused"):
         benchlab_mqtt.open_reader(BenchlabMqtt(broker="127.0.0.1:1"), "")
+    with pytest.raises(SourceError) as error:  # refused, or there is no IPv6 here
+        benchlab_mqtt.open_reader(BenchlabMqtt(broker="[::1]:1"), "")
+    assert "not known" not in str(error.value)
     for wrong in ("localhost", "localhost:0", "localhost:99999", ":1883"):
         with pytest.raises(SourceError, match="expected HOST:PORT"):
             benchlab_mqtt.open_reader(BenchlabMqtt(broker=wrong), "")

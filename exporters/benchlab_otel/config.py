@@ -127,7 +127,8 @@ class BenchlabHttp:
     """BENCHLABs that LinuxSupportKit or pytools' FastAPI serves: URLs of servers, or of their devices.
 
     `stream` (NDJSON, WebSocket) or polled at `rate_hz`; of what is streamed faster than that, the newest
-    reading counts. `key_file` holds the bearer key.
+    reading counts. `key_file` holds the bearer key. A server that has nothing new for longer than
+    `timeout_s` is asked anew; set it to more than the server's own period.
     """
 
     rate_hz: Rate = 10.0
@@ -147,7 +148,8 @@ Uid = Annotated[str, Meta(pattern=r"^[^/#+\x00]+$", description="UIDs, such as 0
 class BenchlabMqtt:
     """BENCHLABs that pytools publishes; `uids` empty = the only one there is.
 
-    Of what is published faster than `rate_hz`, the newest reading counts.
+    Of what is published faster than `rate_hz`, the newest reading counts; where nothing is for longer than
+    `timeout_s`, the broker is asked anew: set it to more than pytools' own period.
     """
 
     rate_hz: Rate = 10.0

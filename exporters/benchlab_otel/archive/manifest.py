@@ -83,6 +83,7 @@ _NAMED = re.compile(
     r"""([A-Za-z0-9_][\w.-]*)(["']?(?:=|: *))(?!(?:bearer|basic) |//)("[^"]*"|'[^']*'|[^\s&;'"]+)""",
     re.IGNORECASE,
 )
+_ACCOUNT = re.compile(r"\A(?!\w+://)(?:[^\s:@]+:\S*(?=@)|\S+(?=@[^\s@]+:\d+\Z))")  # before what is HOST:PORT
 _ASSIGNMENT = re.compile(r"(-{0,2}[A-Za-z0-9_][\w.-]*)=(.+)", re.DOTALL)
 
 
@@ -114,7 +115,7 @@ def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
 
 
 def settings_without_secrets(values: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """(key, value) pairs as JSON values, those of secret keys and users in URLs hidden.
+    """(key, value) pairs as JSON values, those of secret keys and users in URLs and HOST:PORT hidden.
 
     The name of a file that holds a secret is none.
     """
@@ -125,6 +126,6 @@ def settings_without_secrets(values: Sequence[tuple[str, Any]]) -> dict[str, Any
 def _shown(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_shown(item) for item in value]
-    if isinstance(value, Path | str):
+    if isinstance(value, Path):
         return text_without_secrets(str(value))
-    return value
+    return _ACCOUNT.sub(HIDDEN, text_without_secrets(value)) if isinstance(value, str) else value

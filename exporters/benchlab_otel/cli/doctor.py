@@ -78,7 +78,7 @@ def _with_rate(f: sources.Finding, settings: Settings) -> dict[str, Any]:
 def _is_fault(f: sources.Finding, wanted: float, named: bool) -> bool:
     if f.error:
         return named or f.error.reason not in _NOT_HERE
-    return f.rate_hz < wanted
+    return f.rate_hz < wanted and not f.paced
 
 
 def _told(f: sources.Finding, wanted: float, named: bool) -> Iterator[str]:
@@ -95,8 +95,9 @@ def _told(f: sources.Finding, wanted: float, named: bool) -> Iterator[str]:
     elif f.device:
         simulated = ", simulated" if f.device.simulated else ""
         yield f"{mark} {f.source}: {f.device.description} ({f.device.hw_id}{simulated})"
-        yield f"    readable; {f.rate_hz:,.0f} readings/s are possible, {wanted:g} are set"
-        if f.rate_hz < wanted:
+        there = "come" if f.paced else "are possible"
+        yield f"    readable; {f.rate_hz:,.0f} readings/s {there}, {wanted:g} are set"
+        if _is_fault(f, wanted, named):
             yield f"    fix: set sources.{f.source}.rate_hz to at most {_rounded_down(f.rate_hz):g}"
             yield "    risk: none; readings that come late are skipped, not made up"
 

@@ -15,6 +15,8 @@ import typer
 from benchlab_otel.cli.errors import UserError
 from benchlab_otel.config import ConfigError, Settings, load
 
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Configuration file instead of the first one found."),
@@ -66,10 +68,13 @@ class _OneLine(logging.Formatter):
 
 
 def set_up_logging() -> None:
-    """Warnings of this process on stderr, one line each."""
+    """Warnings of this process on stderr, one line each; UserError where $BENCHLAB_OTEL_LOG is no level."""
+    level = os.environ.get("BENCHLAB_OTEL_LOG") or "WARNING"
+    if level.upper() not in _LEVELS:
+        raise UserError(f"$BENCHLAB_OTEL_LOG: expected one of {', '.join(_LEVELS)}, not {level!r}")
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("benchlab-otel: %(message)s"))
-    logging.basicConfig(level=os.environ.get("BENCHLAB_OTEL_LOG", "WARNING").upper(), handlers=[handler])
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def lost_words(counts: Mapping[str, int]) -> str:

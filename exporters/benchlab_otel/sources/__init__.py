@@ -35,6 +35,7 @@ NAMES = ("benchlab", "benchlab_http", "benchlab_mqtt", "rapl", "nvml", "drm", "h
 
 LOOK_S = 3.0
 STOP_S = 8.0  # all devices together: who asks for an end often waits 10 s before it kills
+PACED_PAUSE_S = 0.01  # between requests for what a server has at its own pace
 APART_S = 0.001  # between readings of one instant, so that they do not wait for each other
 Latency = Callable[[], float | None]
 _Place = tuple[str, str]  # source, address
@@ -206,17 +207,24 @@ def _resource(source: str, session_id: str, extra: Mapping[str, Scalar], device:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a look at one address found: a device and how fast it can be read, or why not."""
+    """What a look at one address found: a device and how fast it can be read, or why not.
+
+    `paced`: the rate is that of a server, which has readings no faster however often one asks.
+    """
 
     source: str
     address: str
     device: Device | None
     rate_hz: float
     error: SourceError | None
+    paced: bool = False
 
 
 def look(name: str, settings: Sources, seconds: float = 0.3) -> list[Finding]:
-    """Opens everything that a source can read, and reads it as fast as it answers for a while."""
+    """Opens everything that a source can read, and reads it as fast as it answers for a while.
+
+    That takes longer where a server has its own pace: until two readings have come.
+    """
     source, section = load(name), getattr(settings, name)
     return [_look(name, source, section, address, seconds) for address in source.addresses(section)]
 
@@ -226,11 +234,28 @@ def _look(name: str, source: Source, section: Any, address: str, seconds: float)
     try:
         with closing(source.open_reader(section, address)) as reader:
             device = reader.device
-            begin, count = time.monotonic(), 0
-            while time.monotonic() < begin + seconds:
-                count += sum(len(r.start_ns) for r in reader.decode([reader.read()]))
-            return Finding(name, address, device, count / (time.monotonic() - begin), None)
+            paced = getattr(reader, "paced", False)
+            rate = _pace(reader, seconds) if paced else _fastest(reader, seconds)
+            return Finding(name, address, device, rate, None, paced)
     except SourceError as error:
         return Finding(name, address, device, 0.0, error)
     except OSError as error:
         return Finding(name, address, device, 0.0, refused(error))
+
+
+def _fastest(reader: Reader, seconds: float) -> float:
+    """Readings a second where each is asked for as soon as the one before is there."""
+    begin, count = time.monotonic(), 0
+    while time.monotonic() < begin + seconds:
+        count += sum(len(r.start_ns) for r in reader.decode([reader.read()]))
+    return count / (time.monotonic() - begin)
+
+
+def _pace(reader: Reader, seconds: float) -> float:
+    """Readings a second that a server has."""
+    begin = time.monotonic()
+    came: list[int] = []  # Unix ns
+    while len(came) < 2 or time.monotonic() < begin + seconds:
+        came += [end for batch in reader.decode([reader.read()]) for end in batch.end_ns.tolist()]
+        time.sleep(PACED_PAUSE_S)
+    return (len(came) - 1) / (came[-1] - came[0]) * 1e9

@@ -7,7 +7,8 @@ is absent: pytools drops temperatures above 100 °C, LinuxSupportKit sends neith
 from __future__ import annotations
 
 import math
-import time
+import socket
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Condition
 from typing import Any, Protocol
@@ -31,7 +32,10 @@ from benchlab_otel.timebase import anchor
 
 METRICS = tuple(m for m in metrics(wire.layout(0x11, 4)) if m is not contract.HW_STATUS)
 Values = dict[str, float]  # by attribute of the sample
-STALE_S = 5.0  # a server that repeats itself for so long has lost its device
+NOT_KNOWN = 0  # as the start of a reply: nothing is known of when it was made
+READ_NS = 100_000_000  # pytools publishes a reading 50 ms after it asked the device: at most twice that
+_LEAST_APART_NS = 100_000_000  # readings of the fastest server: LinuxSupportKit streams 10 a second
+_LATEST_SHARE = 1 / 32  # in the usual time between two readings
 MAX_RPM, _VOLTS_OF_INPUTS = 65535.0, 65.535  # what the device has room for
 _VOLTS_OF_BOARD = 1.0  # a device that runs has more on Vdd: zeros are those of one that is gone
 
@@ -222,11 +226,25 @@ def parse(place: str, text: bytes | str) -> Any:
         raise SourceError("garbled", f"{place}: not JSON: {error}") from None
 
 
+def fix_of(error: Exception, start: str, address: str) -> str:
+    """What to do about a connection that failed: `start` what should answer, or set its `address`."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "make this system trust the certificate, or set the variable SSL_CERT_FILE to its PEM file"
+    if isinstance(error, socket.gaierror | UnicodeError | ssl.SSLError):
+        return address
+    return start
+
+
 class Feed(Protocol):
-    """Where readings come from."""
+    """Where readings come from. `paced`: as often as the server has them, however often one asks."""
+
+    paced: bool
 
     def next(self) -> Reply:
-        """The newest reading with the times that it was made between, waited for if need be."""
+        """The newest reading with the times that it was made between, waited for if need be.
+
+        Where it begins NOT_KNOWN, it is only there to tell the next one from.
+        """
 
     def close(self) -> None:
         """Lets go; never raises."""
@@ -234,6 +252,11 @@ class Feed(Protocol):
 
 class Pushed:
     """Readings that come unasked: `put` by the thread that receives them, at once, `next` for another.
+
+    To be made before they are asked for. A reading was made after the one before came; the first one after
+    this was made, or while the device was being read then (READ_NS). One that follows sooner than in half
+    the usual time shows that the one before was held up on its way, as what has waited comes in a burst: it
+    may have been made before that one came, and begins where that one does.
 
     Only the newest waits. What comes faster than it is asked for would pile up otherwise, and be told
     ever later as if it were new.
@@ -244,13 +267,18 @@ class Pushed:
         self._changed = Condition()
         self._newest: Reply | None = None
         self._error: SourceError | None = None
-        self._before = anchor().now_ns()  # when the reading before came
+        self._begin = self._came = anchor().now_ns() - READ_NS  # `_came`: when the one before did
+        self._usual = float(_LEAST_APART_NS)  # time between two: a mean in which the latest count most
 
     def put(self, text: bytes | str) -> None:
-        """A reading that has come now; it was made after the one before came."""
+        """A reading that has come now."""
         now = anchor().now_ns()
         with self._changed:
-            self._newest, self._before = (self._before, now, text), now
+            passed = now - self._came
+            if passed >= self._usual / 2:
+                self._begin = self._came
+            self._usual += (passed - self._usual) * _LATEST_SHARE
+            self._newest, self._came = (self._begin, now, text), now
             self._changed.notify()
 
     def fail(self, error: SourceError) -> None:
@@ -271,17 +299,26 @@ class Pushed:
 
 
 class JsonReader:
-    """One device behind a feed. A reading that came before is none: servers repeat their last one."""
+    """One device behind a feed. A reading that came before is none: servers repeat their last one.
+
+    One that repeats it for longer than `timeout_s` has lost its device.
+    """
 
     def __init__(
-        self, device: Device, layout: wire.Layout, values: Callable[[Any], Values], feed: Feed
+        self,
+        device: Device,
+        layout: wire.Layout,
+        values: Callable[[Any], Values],
+        feed: Feed,
+        timeout_s: float,
     ) -> None:
-        self.device = device
+        self.device, self.paced = device, feed.paced
         self._feed = feed
         self._fields = fields_of(layout, device.hw_id)
         self._values = values
+        self._timeout_s = timeout_s
         self._before: bytes | str = b""
-        self._news = time.monotonic()
+        self._news_ns = 0  # when that came
 
     def close(self) -> None:
         """Ends the connection."""
@@ -296,19 +333,21 @@ class JsonReader:
         rows: list[tuple[Reply, list[float]]] = []
         problem: SourceError | None = None
         for reply in replies:
-            _, _, text = reply
+            begin, end, text = reply
             if text == self._before:
                 continue
             try:
-                rows.append((reply, row(self._fields, self._values(parse(self.device.hw_id, text)))))
+                values = row(self._fields, self._values(parse(self.device.hw_id, text)))
             except SourceError as error:
                 problem = error
                 break
-            self._before, self._news = text, time.monotonic()
+            self._before, self._news_ns = text, end
+            if begin != NOT_KNOWN:
+                rows.append((reply, values))
         if rows:
-            start, end, _ = columns([r for r, _ in rows])
-            yield Batch(start, end, self._fields, np.array([values for _, values in rows]))
+            start, end_ns, _ = columns([r for r, _ in rows])
+            yield Batch(start, end_ns, self._fields, np.array([values for _, values in rows]))
         if problem:
             raise problem
-        if time.monotonic() - self._news > STALE_S:
-            raise SourceError("late", f"{self.device.hw_id}: the same reading for {STALE_S:g} s")
+        if replies[-1][1] - self._news_ns > self._timeout_s * 1e9:
+            raise SourceError("late", f"{self.device.hw_id}: the same reading for {self._timeout_s:g} s")

@@ -1,4 +1,7 @@
-"""BENCHLABs that pytools publishes by MQTT: `benchlab/UID/telemetry`, and a retained `benchlab/UID/info`."""
+"""BENCHLABs that pytools publishes by MQTT: `benchlab/UID/telemetry`, and a retained `benchlab/UID/info`.
+
+The times of readings are as well known as those of a stream by HTTP (see benchlab_http).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from benchlab_otel import wire
 from benchlab_otel.config import BenchlabMqtt
 from benchlab_otel.sources.benchlab_json import METRICS as METRICS
-from benchlab_otel.sources.benchlab_json import JsonReader, Pushed, device_of, from_pytools, parse, uid_of
+from benchlab_otel.sources.benchlab_json import (
+    JsonReader,
+    Pushed,
+    device_of,
+    fix_of,
+    from_pytools,
+    parse,
+    uid_of,
+)
 from benchlab_otel.sources.reading import Reply, SourceError
 
 if TYPE_CHECKING:
@@ -20,6 +31,7 @@ if TYPE_CHECKING:
 
 _NOT_SET = "set sources.benchlab_mqtt.broker to HOST:PORT"
 _ACCOUNT = "set sources.benchlab_mqtt.username and .password_file"
+_WRONG_ACCOUNT = (134, 135)  # MQTT 5.0, 2.4: bad user name or password, not authorized
 _NO_PAHO = "pip install 'benchlab-otel[mqtt]'"
 _NO_DEVICE = "start pytools' MQTT publisher, or name a device in sources.benchlab_mqtt.uids"
 
@@ -47,11 +59,14 @@ def open_reader(settings: BenchlabMqtt, address: str) -> JsonReader:
     except SourceError:
         topics.close()
         raise
-    return JsonReader(device_of("mqtt", uid, layout, simulated=False), layout, from_pytools, topics)
+    device = device_of("mqtt", uid, layout, simulated=False)
+    return JsonReader(device, layout, from_pytools, topics, settings.timeout_s)
 
 
 class _Topics:
     """What a broker passes on: who publishes, then the readings of the one that was found."""
+
+    paced = True
 
     def __init__(self, settings: BenchlabMqtt, uid: str) -> None:
         self._broker, self._timeout = settings.broker, settings.timeout_s
@@ -111,13 +126,15 @@ class _Topics:
         try:
             client.connect(*_host_port(settings.broker))
         except (OSError, ValueError) as error:  # ValueError: a host that can't be a name
-            raise SourceError("lost", f"{self._broker}: {error}", "start the broker") from None
+            fix = fix_of(error, "start the broker", _NOT_SET)
+            raise SourceError("lost", f"{self._broker}: {error}", fix) from None
         client.loop_start()
         return client
 
     def _on_connect(self, client: Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
         if code.is_failure:
-            self._fail(SourceError("unreadable", f"{self._broker}: {code}", _NOT_SET))
+            fix = _ACCOUNT if code.value in _WRONG_ACCOUNT else ""
+            self._fail(SourceError("unreadable", f"{self._broker}: {code}", fix))
         else:
             client.subscribe(self._filters)
 
@@ -145,7 +162,7 @@ def _host_port(broker: str) -> tuple[str, int]:
         raise SourceError("absent", "sources.benchlab_mqtt.broker: expected HOST:PORT, no user", _ACCOUNT)
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise SourceError("absent", f"{broker}: expected HOST:PORT", _NOT_SET)
-    return host, int(port)
+    return host.strip("[]"), int(port)  # the brackets are those of an IPv6 address
 
 
 def _password(file: str) -> str | None:
