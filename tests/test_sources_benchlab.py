@@ -442,10 +442,20 @@ def test_an_answer_out_of_step_by_any_number_of_bytes_is_implausible(product):
             port.read(wire.LONG_WELCOME_SIZE)
             port.write(bytes([wire.READ_SENSORS]))
             raw = port.read(layout.sensors.itemsize)
-    shifted = [np.frombuffer(raw[by:] + raw[:by], layout.sensors) for by in range(len(raw))]
-    assert [by for by, row in enumerate(shifted) if not benchlab_values.implausible(row, layout)[1]] == [0]
-    together = np.concatenate([shifted[0], shifted[0], shifted[8], shifted[0], shifted[5]])
-    assert benchlab_values.implausible(together, layout)[0] == 2  # the first of them
+    decoder = benchlab_values.Decoder(layout)
+    shifted = [raw[by:] + raw[:by] for by in range(len(raw))]
+    assert [by for by, answer in enumerate(shifted) if not decoder.decode([answer])[1]] == [0]
+    values, _ = decoder.decode([shifted[0], shifted[0], shifted[8], shifted[0], shifted[5]])
+    assert len(values) == 2  # up to the first of them
+
+
+def judged(sensors: np.ndarray) -> tuple[int, str]:
+    """How many answers of the newest layout come before the first that can't be, and why that can't."""
+    values, problem = NEWEST.decode([answer.tobytes() for answer in sensors])
+    return len(values), problem
+
+
+NEWEST = benchlab_values.Decoder(wire.layout(0x11, 7))
 
 
 @pytest.mark.parametrize(
@@ -464,21 +474,53 @@ def test_each_rail_has_bounds(rail, field, value, said):
     sensors = np.zeros(2, layout.sensors)
     row = layout.rails.index(rail)
     sensors["PowerReadings"][field][:, row] = value - 1 if value > 0 else value + 1
-    assert benchlab_values.implausible(sensors, layout) == (2, "")
+    assert judged(sensors) == (2, "")
     sensors["PowerReadings"][field][1, row] = value
-    n, problem = benchlab_values.implausible(sensors, layout)
+    n, problem = judged(sensors)
     assert n == 1
     assert said in problem
 
 
+WRONG = [  # field, a number that just can't be, what is told: of several the first
+    ("PowerReadings.Voltage", -501, "a rail below"),
+    ("PowerReadings.Current", 500_001, "more than 500.0 A"),
+    ("PowerReadings.Power", 5_000_001, "more than 5000.0 W"),
+    ("Ts", 3_001, "a temperature"),
+    ("Hum", 1_001, "a humidity"),
+    ("FanSwitchStatus", 3, "a fan_switch"),
+    ("RGBSwitchStatus", 2, "a rgb_switch"),
+    ("RgbExtStatus", 2, "a rgb_external"),
+    ("FanExtDuty", 101, "a duty"),
+    ("Fans.Enable", 2, "a fan that is neither"),
+    ("Fans.Duty", 101, "a fan's duty"),
+    ("FaultStatus", 1 << 34, "in FaultStatus"),
+    ("FaultLog", 1 << 34, "in FaultLog"),
+]
+
+
+@given(st.lists(st.sampled_from(range(len(WRONG))), min_size=1, unique=True), st.data())
+def test_the_first_answer_that_cannot_be_is_told_by_the_first_of_its_problems(which, data):
+    sensors = np.zeros(4, wire.layout(0x11, 7).sensors)
+    bad = data.draw(st.integers(0, 3))
+    for field, value, _ in (WRONG[n] for n in which):
+        numbers = sensors
+        for name in field.split("."):
+            numbers = numbers[name]
+        numbers = numbers.reshape(4, -1)
+        place = data.draw(st.integers(0, numbers.shape[1] - 1))
+        numbers[:bad, place] = value - 1 if value > 0 else value + 1
+        numbers[bad:, place] = value
+    n, problem = judged(sensors)
+    assert n == bad
+    assert WRONG[min(which)][2] in problem
+
+
 @given(st.data())
 def test_whatever_bytes_come_decoding_either_refuses_or_gives_possible_values(data):
-    layout = wire.layout(0x11, 7)
-    raw = data.draw(st.binary(min_size=layout.sensors.itemsize, max_size=layout.sensors.itemsize))
-    sensors = np.frombuffer(raw, layout.sensors)
-    if not benchlab_values.implausible(sensors, layout)[1]:
-        values = np.hstack([group.values(sensors) for group in benchlab_values.groups(layout)])
-        assert abs(values[0, 0]) <= benchlab_values.MAX_WATTS
+    size = wire.layout(0x11, 7).sensors.itemsize
+    values, problem = NEWEST.decode([data.draw(st.binary(min_size=size, max_size=size))])
+    assert len(values) == (not problem)
+    assert all(abs(values[:, 0]) <= benchlab_values.MAX_WATTS)
 
 
 @pytest.mark.parametrize("product", ["original", "benchlab2"])

@@ -15,15 +15,13 @@ from functools import partial
 from glob import glob
 from pathlib import Path
 
-import numpy as np
-
 from benchlab_otel import contract, wire
 from benchlab_otel.config import Benchlab
 from benchlab_otel.model import Float, Scalar
 from benchlab_otel.sources.benchlab_control import Control, Latency
 from benchlab_otel.sources.benchlab_port import NOT_FOUND, QUIET_S, Port
 from benchlab_otel.sources.benchlab_settings import Settings
-from benchlab_otel.sources.benchlab_values import groups, implausible, metrics
+from benchlab_otel.sources.benchlab_values import Decoder, groups, metrics
 from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, columns
 
 METRICS = (*metrics(wire.layout(0x11, wire.newest_firmware(0x11))), contract.HW_INFO, contract.HW_CALIBRATION)
@@ -115,10 +113,10 @@ class BenchlabReader:
             simulated=settings.simulated or known.simulated,
             attributes=_known_of_meter(settings),
         )
-        self._groups = groups(self._layout)
-        self._lasting = np.array([value for _, value in lasting])
-        self._fields = [field for group in self._groups for field in group.fields(known.hw_id)]
+        self._decoder = Decoder(known.layout, [holds for _, holds in lasting])
+        self._fields = [field for group in groups(known.layout) for field in group.fields(known.hw_id)]
         self._fields += [field for field, _ in lasting]
+        self._keys = [field.key for field in self._fields]
 
     def close(self) -> None:
         """Puts back what was controlled and closes the port, also one whose device is gone."""
@@ -138,12 +136,8 @@ class BenchlabReader:
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """The values of all sensors; SourceError at the first answer that is not plausible."""
         start, end, raw = columns(replies)
-        sensors = np.frombuffer(b"".join(raw), self._layout.sensors)
-        n, problem = implausible(sensors, self._layout)
-        if n:
-            values, told = np.empty((n, len(self._fields))), len(self._fields) - len(self._lasting)
-            np.concatenate([group.values(sensors[:n]) for group in self._groups], 1, out=values[:, :told])
-            values[:, told:] = self._lasting
+        values, problem = self._decoder.decode(raw)
+        if n := len(values):
             yield Batch(start[:n], end[:n], self._fields, values)
         if problem:
             self._failed = True
@@ -153,8 +147,7 @@ class BenchlabReader:
 
     def _act(self, control: Control, newest: Float) -> None:
         try:
-            keys = (field.key for field in self._fields)
-            control.act(self._settings, dict(zip(keys, newest.tolist(), strict=True)))
+            control.act(self._settings, dict(zip(self._keys, newest.tolist(), strict=True)))
         except SourceError:
             self._failed = True
             raise
@@ -222,7 +215,7 @@ def _welcome(port: Port) -> bytes:
 _FOREIGN = "name the BENCHLAB's own port in sources.benchlab.ports, or plug it in again"
 
 
-def _lasting(known: Identity, settings: Settings, compare: bool) -> list[tuple[Field, float]]:
+def _lasting(known: Identity, settings: Settings, compare: bool) -> list[tuple[Field, bool]]:
     """What holds for as long as the port is open: who it is, and the state of its calibration."""
     info = {
         "hw.id": known.hw_id,
@@ -238,9 +231,9 @@ def _lasting(known: Identity, settings: Settings, compare: bool) -> list[tuple[F
     if compare:
         states["factory"] = settings.factory_calibration()[2:] == calibration[2:]
     return [
-        (Field("", contract.HW_INFO, {key: value for key, value in info.items() if value}), 1.0),
+        (Field("", contract.HW_INFO, {key: value for key, value in info.items() if value}), True),
         *(
-            (Field("", contract.HW_CALIBRATION, {"hw.id": known.hw_id, "hw.state": state}), float(holds))
+            (Field("", contract.HW_CALIBRATION, {"hw.id": known.hw_id, "hw.state": state}), holds)
             for state, holds in states.items()
         ),
     ]
