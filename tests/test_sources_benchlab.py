@@ -1,6 +1,7 @@
 """The BENCHLAB source against an emulated device at the far end of a pty, with every fault it can have."""
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -458,6 +459,13 @@ def judged(sensors: np.ndarray) -> tuple[int, str]:
 NEWEST = benchlab_values.Decoder(wire.layout(0x11, 7))
 
 
+def at_rest(n: int) -> np.ndarray:
+    """Answers of the newest layout, all zero but for the device's own supply."""
+    sensors = np.zeros(n, wire.layout(0x11, 7).sensors)
+    sensors["Vdd"] = 3_300
+    return sensors
+
+
 @pytest.mark.parametrize(
     ("rail", "field", "value", "said"),
     [
@@ -471,7 +479,7 @@ NEWEST = benchlab_values.Decoder(wire.layout(0x11, 7))
 )
 def test_each_rail_has_bounds(rail, field, value, said):
     layout = wire.layout(0x11, 7)
-    sensors = np.zeros(2, layout.sensors)
+    sensors = at_rest(2)
     row = layout.rails.index(rail)
     sensors["PowerReadings"][field][:, row] = value - 1 if value > 0 else value + 1
     assert judged(sensors) == (2, "")
@@ -486,6 +494,8 @@ WRONG = [  # field, a number that just can't be, what is told: of several the fi
     ("PowerReadings.Current", 500_001, "more than 500.0 A"),
     ("PowerReadings.Power", 5_000_001, "more than 5000.0 W"),
     ("Ts", 3_001, "a temperature"),
+    ("Tchip", -601, "a temperature"),
+    ("Tamb", 3_001, "a temperature"),
     ("Hum", 1_001, "a humidity"),
     ("FanSwitchStatus", 3, "a fan_switch"),
     ("RGBSwitchStatus", 2, "a rgb_switch"),
@@ -500,7 +510,7 @@ WRONG = [  # field, a number that just can't be, what is told: of several the fi
 
 @given(st.lists(st.sampled_from(range(len(WRONG))), min_size=1, unique=True), st.data())
 def test_the_first_answer_that_cannot_be_is_told_by_the_first_of_its_problems(which, data):
-    sensors = np.zeros(4, wire.layout(0x11, 7).sensors)
+    sensors = at_rest(4)
     bad = data.draw(st.integers(0, 3))
     for field, value, _ in (WRONG[n] for n in which):
         numbers = sensors
@@ -513,6 +523,27 @@ def test_the_first_answer_that_cannot_be_is_told_by_the_first_of_its_problems(wh
     n, problem = judged(sensors)
     assert n == bad
     assert WRONG[min(which)][2] in problem
+
+
+@pytest.mark.parametrize(("millivolts", "good"), [(0, 0), (999, 0), (1_000, 1), (3_300, 1)])
+def test_a_processor_that_answers_has_a_supply(millivolts, good):
+    sensors = at_rest(1)
+    sensors["Vdd"] = millivolts
+    assert judged(sensors)[0] == good
+
+
+@pytest.mark.parametrize(
+    ("field", "key"), [("Tchip", "chip"), ("Tamb", "ambient"), ("Ts", "TS1"), ("Vin", "VIN0")]
+)
+def test_what_the_vendor_has_as_no_value_is_absent(field, key):
+    sensors = at_rest(1)
+    sensors[field], sensors["Hum"] = wire.ABSENT, 500
+    (row,), problem = NEWEST.decode([sensors.tobytes()])
+    keys = [key for group in benchlab_values.groups(wire.layout(0x11, 7)) for key in group.keys]
+    named = dict(zip(keys, row.tolist(), strict=True))
+    assert not problem
+    assert math.isnan(named[("hw.voltage." if field == "Vin" else "hw.temperature.") + key])
+    assert named["hw.humidity.ambient"] == 0.5
 
 
 @given(st.data())

@@ -21,6 +21,7 @@ LEAST_VOLTS = -0.5  # an open input may read a little below zero
 MAX_AMPERES = 500.0  # several times what the largest connector (12V-2x6) bears for a moment
 MAX_WATTS = 5000.0
 DEGREES = (-60.0, 300.0)
+LEAST_SUPPLY = 1.0  # V on Vdd: below, a processor that answers would not run
 
 
 def max_volts(rail: str) -> float:
@@ -31,6 +32,7 @@ def max_volts(rail: str) -> float:
 # -- what is measured -------------------------------------------------------------------------
 
 _BUS = "Tamb, Hum"  # both as one number: 0 is what a failed I2C bus reads
+_NO_NUMBER = 1 << 62  # more than any field can have
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,15 @@ class Raw:
     """Numbers of the struct: number / `divisor` * `factor` is a value.
 
     `field` is one of the struct, "Fans.Tach" that of each of its fans, or a domain: the sum of its rails'
-    powers, in which wires have no part. A value is absent where its number is `absent`, or, with `by`, where
-    that of the field `by` is.
+    powers, in which wires have no part. A value is absent where its number is `absent`, and where that of
+    the field `off_by` is 0.
     """
 
     field: str
     divisor: float = 1.0  # beside the factor, as x / 1e3 and x * 1e-3 differ in the last bit
     factor: float = 1.0
-    absent: int | None = None
-    by: str = ""
+    absent: int = _NO_NUMBER
+    off_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,10 @@ def groups(layout: wire.Layout) -> list[Group]:
     vin = Raw("Vin", factor=1e-3, absent=wire.ABSENT)
     chip = Raw("Tchip", factor=layout.chip_degrees, absent=wire.ABSENT)
     probes = Raw("Ts", factor=0.1, absent=wire.ABSENT)  # hot connectors beyond 100 °C must show
-    ambient = Raw("Tamb", factor=0.1, absent=0, by=_BUS)
-    humidity = Raw("Hum", factor=0.001, absent=0, by=_BUS)
-    speed = Raw("Fans.Tach", absent=0, by="Fans.Enable")
-    duty = Raw("Fans.Duty", factor=0.01, absent=0, by="Fans.Enable")
+    ambient = Raw("Tamb", factor=0.1, absent=wire.ABSENT, off_by=_BUS)
+    humidity = Raw("Hum", factor=0.001, off_by=_BUS)
+    speed = Raw("Fans.Tach", off_by="Fans.Enable")
+    duty = Raw("Fans.Duty", factor=0.01, off_by="Fans.Enable")
     external = Raw("FanExtDuty", factor=0.01, absent=wire.NO_EXTERNAL_DUTY)
     return [
         _group("hw.power.", ["system"], contract.HOST_POWER, "", Raw("system", 1e3)),
@@ -163,7 +165,9 @@ def _limits(layout: wire.Layout) -> Iterator[tuple[str, float, float | list[floa
     yield "PowerReadings.Current", -MAX_AMPERES, MAX_AMPERES, f"more than {MAX_AMPERES} A"
     yield "system", -MAX_WATTS, MAX_WATTS, f"more than {MAX_WATTS} W"
     yield "PowerReadings.Power", -MAX_WATTS, MAX_WATTS, f"more than {MAX_WATTS} W"
-    yield "Ts", *DEGREES, f"a temperature outside {DEGREES[0]} to {DEGREES[1]} °C"
+    for field in ("Ts", "Tchip", "Tamb"):
+        yield field, *DEGREES, f"a temperature outside {DEGREES[0]} to {DEGREES[1]} °C"
+    yield "Vdd", LEAST_SUPPLY, np.inf, f"its own supply below {LEAST_SUPPLY} V"
     yield "Hum", 0, 1, "a humidity above 100 %"
     for location, field, enum in _SWITCHES:
         yield field, 0, len(layout.enums[enum]) - 1, f"a {location} in a position that isn't one"
@@ -204,7 +208,8 @@ class Decoder:
         self._sums = slice(at["system"][0], at["mb"][0] + 1)  # in the order of wire.DOMAINS
         domains = wire.DOMAINS.values()
         self._parts = np.array([[rail in domain for domain in domains] for rail in layout.rails], np.int64)
-        conditions = [_absence(n, column.raw, at) for n, column in enumerate(columns)]
+        self._absent = np.array([column.raw.absent for column in columns])
+        conditions = [_off(n, column.raw, at) for n, column in enumerate(columns)]
         conditions += [(at[g.raw.field][0], *state) for g in table for state in g.states]
         conditions += [_ALWAYS if holds else _NEVER for holds in lasting]
         self._of, self._mask, self._bits = np.array([*zip(*conditions, strict=True)], np.int64)
@@ -216,8 +221,8 @@ class Decoder:
         values = numbers / self._divisor
         values *= self._factor
         holds = numbers.take(self._of, axis=1) & self._mask == self._bits
-        absent, states = holds[:, : values.shape[1]], holds[:, values.shape[1] :]
-        values[absent] = np.nan
+        off, states = holds[:, : values.shape[1]], holds[:, values.shape[1] :]
+        values[off | (numbers == self._absent)] = np.nan
         n, problem = self._possible(values)
         return np.concatenate((values[:, : self._told], states), axis=1)[:n], problem
 
@@ -273,11 +278,9 @@ def _items(struct: np.dtype[Any], field: str, start: int = 0) -> Iterator[tuple[
         yield from _items(array.base, inner, first) if inner else [(first, array.base)]
 
 
-def _absence(n: int, raw: Raw, at: dict[str, list[int]]) -> tuple[int, int, int]:
-    """The condition that the value of column n is absent; `at` are the columns of each field."""
-    if raw.absent is None:
-        return _NEVER
-    return at[raw.by or raw.field][at[raw.field].index(n)], _ALL_BITS, raw.absent
+def _off(n: int, raw: Raw, at: dict[str, list[int]]) -> tuple[int, int, int]:
+    """The condition that the value of column n is absent by another; `at` are the columns of each field."""
+    return (at[raw.off_by][at[raw.field].index(n)], _ALL_BITS, 0) if raw.off_by else _NEVER
 
 
 def _bounds(
