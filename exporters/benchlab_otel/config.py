@@ -90,7 +90,8 @@ class Control:
     one to the other, never below `least_duty`; `failsafe_duty` where the quantity is not known, and from
     a failed reading to the next good one. An end puts back what was there also then; where the device does
     not answer, an error says what was left and what sets it back. After a `kill -9`:
-    `benchlab-otel device restore`.
+    `benchlab-otel device restore`. ORIGINAL firmware before 4 and BENCHLAB 2 firmware before 5 can't do
+    that: `benchlab-otel device fan` and `device rgb` set what was there, or take all power from the device.
     """
 
     light: bool = False

@@ -155,7 +155,8 @@ def store(port: PortOption = None, config: options.ConfigFile = None) -> None:
 def restore(port: PortOption = None, config: options.ConfigFile = None) -> None:
     """Back to the name, fans and lights that are kept.
 
-    For after a `run` with control that was killed.
+    For after a `run` with control that was killed. Not with ORIGINAL firmware before 4 and BENCHLAB 2
+    firmware before 5: set fans and lights with `device fan` and `device rgb` there.
     """
     with _opened(port, config) as (settings, _):
         settings.restore()

@@ -21,6 +21,7 @@ _PERCENT = ("Duty", "FixedDuty", "MinDuty", "MaxDuty")  # in a byte, which could
 Values = dict[str, int | list[int]]
 _SETTLE_S = 1.0  # what was written is read back by then, a port that restarts is gone
 _GAP_S = 0.02  # after a command that has no answer; the smallest that is safe is not known
+_NO_RESTORE = "set them with `benchlab-otel device fan` and `device rgb`, or take all power from the device"
 
 
 class Settings:
@@ -100,6 +101,7 @@ class Settings:
     def store(self) -> None:
         """Keeps name, fans and RGB for the next start; nothing to read back."""
         self._command(bytes([wire.STORE_CONFIG]))
+        self._check_known(wire.LOAD_CONFIG, _NO_RESTORE)
 
     def restore(self) -> None:
         """Back to the name, fans and RGB that are kept."""
@@ -147,13 +149,13 @@ class Settings:
                 names = dict(enumerate(wire.STATUS_NAMES))
                 raise self._refused(f"command {request[0]:#04x}: {names.get(status, status)}")
 
-    def _check_known(self, opcode: int) -> None:
+    def _check_known(self, opcode: int, fix: str = "") -> None:
         if opcode not in self.layout.commands:
             firmware = f"{self.layout.product} firmware {self.layout.firmware}"
-            raise self._refused(f"{firmware} has no command {opcode:#04x}")
+            raise self._refused(f"{firmware} has no command {opcode:#04x}", fix)
 
-    def _refused(self, why: str) -> SourceError:
-        return SourceError("refused", f"{self.port.path}: not taken: {why}")
+    def _refused(self, why: str, fix: str = "") -> SourceError:
+        return SourceError("refused", f"{self.port.path}: not taken: {why}", fix)
 
 
 def unpack(layout: wire.Layout, name: str, raw: bytes) -> Values:
