@@ -109,7 +109,8 @@ class Benchlab:
     """`ports` (also /dev/tty*) empty = every BENCHLAB on USB; lag and averaging window only where known.
 
     An emulator says itself that it is simulated; `simulated` is for one that does not. With
-    `compare_calibration` the factory's table is in force for a moment when a device is opened.
+    `compare_calibration` the factory's table is in force for a moment when a device is opened (after a
+    `kill -9` in it until the device restarts); BENCHLAB 2 firmware before 7 is not compared.
     """
 
     rate_hz: Rate = 20.0
