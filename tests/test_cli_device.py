@@ -3,15 +3,17 @@
 import contextlib
 import json
 import os
+import signal
 
 import pytest
 
 from benchlab_otel import wire
-from benchlab_otel.simulate.device import Emulator
+from benchlab_otel.simulate.device import Emulator, Faults, Meter
 from benchlab_otel.simulate.truth import Load, Truth
 from benchlab_otel.sources.benchlab_port import Port
 from conftest import wait_for
 from test_cli_sources import PROGRAM, environment, subprocess
+from test_control import give_own_calibration, misbehave_once_it_has_loaded
 
 TRUTH = Truth(Load(base={"EPS1": 50.0}))
 
@@ -43,6 +45,64 @@ def test_name_fans_and_lights_are_read_and_written(emulator):
 def test_calibration_is_shown_and_compared(emulator):
     shown = json.loads(run(emulator, "calibration", "--compare").stdout)
     assert (shown["valid"], shown["factory"], shown["Vdd"]) == (True, True, [3, -12])
+
+
+def test_a_calibration_that_can_not_be_compared_is_shown_all_the_same():
+    with Emulator(TRUTH, "benchlab2", 6) as emulator:
+        done = run(emulator, "calibration", "--compare")
+    shown = json.loads(done.stdout)
+    assert (shown["valid"], shown["Vdd"]) == (True, [3, -12])
+    assert "factory" not in shown
+    assert "the calibration is not compared with the factory's" in done.stderr
+
+
+@contextlib.contextmanager
+def comparing(emulator):
+    """`device calibration --compare` from when the factory's table is in force."""
+    before = emulator.memory.calibration
+    command = [*PROGRAM, "device", "calibration", "--compare", "--port", str(emulator.path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment()) as process:
+        wait_for(lambda: emulator.memory.calibration != before)
+        yield process
+        process.wait(60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_no_signal_ends_a_comparison_before_the_table_is_put_back(number):
+    with Emulator(TRUTH, meter=Meter(delay=0.1)) as emulator:
+        user = give_own_calibration(emulator)
+        with comparing(emulator) as process:
+            process.send_signal(number)
+        assert emulator.memory.calibration == user
+
+
+def test_a_device_that_is_silent_for_a_moment_of_a_comparison_gets_its_table_back():
+    with Emulator(TRUTH) as emulator:
+        user = give_own_calibration(emulator)
+        misbehave_once_it_has_loaded(emulator, silent=True)
+        with comparing(emulator) as process:
+            wait_for(lambda: emulator.opcodes[wire.WELCOME] >= 2)  # the port was opened anew
+            emulator.faults = Faults()
+        assert process.returncode == 1
+        assert emulator.memory.calibration == user
+
+
+def test_a_table_is_written_whole_or_not_at_all(emulator):
+    table = emulator.memory.calibration
+    for wrong, said in ((table[1:].hex(), "a table has 294 bytes, not 293"), ("xy", "hexadecimal digits")):
+        done = run(emulator, "calibration", "--write", wrong)
+        assert (done.returncode, said in done.stderr) == (2, True)
+    changed = table[:2] + bytes(4) + table[6:-1] + b"\x07"
+    assert run(emulator, "calibration", "--write", changed.hex()).returncode == 0
+    assert emulator.memory.calibration == changed
+
+
+@pytest.mark.parametrize(("product", "firmware"), [("original", 3), ("benchlab2", 4)])
+def test_a_firmware_that_keeps_no_settings_says_how_to_restore_them(product, firmware):
+    with Emulator(TRUTH, product, firmware) as emulator:
+        done = run(emulator, "restore")
+    assert done.returncode == 1
+    assert "has no command 0x11; set them with `benchlab-otel device fan`" in done.stderr
 
 
 @pytest.mark.parametrize(

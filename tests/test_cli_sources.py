@@ -125,3 +125,23 @@ def test_mistakes_are_one_line(arguments, said):
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_emulator_takes_the_path_of_nobody_else(tmp_path):
+    path = tmp_path / "ttyBENCHLAB"
+    for taken in (tmp_path / "notes.txt", tmp_path / "not there", "/dev/null"):
+        path.symlink_to(taken)
+        done = run("emulate", "--path", str(path))
+        assert (done.returncode, "there is a file already" in done.stderr) == (2, True)
+        assert path.is_symlink()
+        path.unlink()
+    with started("emulate", "--path", str(path)) as process:
+        assert process.stdout.readline() == f"{path}\n"
+        assert run("emulate", "--path", str(path)).returncode == 2
+        process.kill()
+        process.wait(60)
+    with started("emulate", "--path", str(path)) as process:  # what was left by the one that was killed
+        assert process.stdout.readline() == f"{path}\n"
+        process.terminate()
+        process.wait(60)
+    assert not path.is_symlink()

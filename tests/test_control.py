@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import replace
 
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from benchlab_otel import Probe, config, sources, wire
 from benchlab_otel.cli.embedded import Embedded
 from benchlab_otel.config import Benchlab, Sources
-from benchlab_otel.simulate.device import Board, Emulator
+from benchlab_otel.simulate.device import Board, Emulator, Faults
 from benchlab_otel.simulate.truth import Load, Truth
 from benchlab_otel.sources import benchlab, benchlab_control
 from benchlab_otel.sources.benchlab_port import Port
 from benchlab_otel.sources.benchlab_settings import Settings, pack, unpack
+from benchlab_otel.sources.benchlab_undo import changes_of, is_factorys
 from benchlab_otel.sources.reading import SourceError
 from conftest import wait_for
 from receiving import Receiver
@@ -42,16 +44,60 @@ def device(product: str = "benchlab2", firmware: int | None = None):
 
 
 @contextlib.contextmanager
-def running(emulator: Emulator, latency=lambda: None, **control):
-    section = Benchlab(ports=(str(emulator.path),), timeout_s=5.0, control=config.Control(**control))
-    receiver = Receiver()
+def started(section: Benchlab, latency=lambda: None, receiver: Receiver | None = None):
     found = sources.start(
-        ["benchlab"], Sources(benchlab=section), receiver, "s", flush_s=0.02, latency=latency
+        *(["benchlab"], Sources(benchlab=section), receiver or Receiver(), "s"),
+        flush_s=0.02,
+        latency=latency,
     )
     try:
         yield found
     finally:
         found.stop()
+
+
+def running(emulator: Emulator, latency=lambda: None, **control):
+    ports = (str(emulator.path),)
+    return started(Benchlab(ports=ports, timeout_s=5.0, control=config.Control(**control)), latency)
+
+
+def errors(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+
+
+def do_what_is_told(told: str) -> None:
+    for command in told.split("to put that back: ")[1].split(" && "):
+        subprocess.run([*PROGRAM, *command.split()[1:]], env=environment(), check=True, timeout=60)
+
+
+def give_own_calibration(emulator: Emulator) -> bytes:
+    """Stores a table that is not the factory's, and puts it in force."""
+    table = bytearray(emulator.memory.calibration)
+    table[60] ^= 5
+    table[150] ^= 7
+    table[:2] = wire.checksum(bytes(table)).to_bytes(2, "little")
+    emulator.memory.slots[emulator.layout.slots["user"]] = emulator.memory.calibration = bytes(table)
+    return bytes(table)
+
+
+def misbehave_once_it_has_loaded(emulator: Emulator, **faults) -> None:
+    """From when the device first took LOAD_CALIBRATION, before its next answer."""
+    take = emulator.memory.command
+
+    def command(request: bytes) -> bytes:
+        answer = take(request)
+        if request[0] == wire.LOAD_CALIBRATION and emulator.opcodes[wire.LOAD_CALIBRATION] == 1:
+            emulator.faults = Faults(**faults)
+        return answer
+
+    emulator.memory.command = command
+
+
+def wait_for_a_failed_comparison(emulator: Emulator, found: sources.Running) -> None:
+    wait_for(lambda: emulator.faults != Faults())
+    failures = found.health()[0].failures
+    before = failures.total()
+    wait_for(lambda: failures.total() > before)
 
 
 def duty(emulator: Emulator, fan: int = 0) -> tuple[int, int]:
@@ -144,23 +190,76 @@ def test_store_and_restore():
 @pytest.mark.parametrize(("product", "firmware"), [("original", 3), ("original", 6), ("benchlab2", 7)])
 def test_the_factory_table_is_compared_without_a_trace(product, firmware):
     with device(product, firmware) as (emulator, settings):
-        user = bytearray(emulator.memory.calibration)
-        user[60] ^= 5
-        emulator.memory.calibration = bytes(user)
-        factory = settings.factory_calibration()
-        assert factory != bytes(user)
-        assert emulator.memory.calibration == bytes(user)
+        slots, numbers = emulator.memory.slots, settings.layout.slots
+        factory = slots[numbers["factory"]]
+        assert is_factorys(settings, changes_of({}, b"uid", settings))
+        user = give_own_calibration(emulator)
+        changes = changes_of({}, b"uid", settings)
+        assert is_factorys(settings, changes) is False
+        assert not changes.left
+        assert emulator.memory.calibration == user
         settings.store_calibration()
-        slots = emulator.memory.slots
-        assert slots[settings.layout.slots["user"]][2:] == bytes(user)[2:]
-        assert slots[settings.layout.slots["factory"]] == factory
-        assert benchlab.calibration_valid(slots[settings.layout.slots["user"]])
+        assert slots == {numbers["user"]: user, numbers["factory"]: factory}
 
 
-def test_a_table_that_can_not_be_written_back_is_not_touched():
-    with device("benchlab2", 6) as (emulator, settings):
-        with pytest.raises(SourceError, match="only a part of a table"):
-            settings.factory_calibration()
+@pytest.mark.parametrize("firmware", [4, 6])
+def test_a_table_that_can_not_be_written_back_is_not_touched_and_the_device_is_read(firmware, caplog):
+    with Emulator(TRUTH, "benchlab2", firmware) as emulator:
+        receiver = Receiver()
+        section = Benchlab(ports=(str(emulator.path),), timeout_s=5.0, compare_calibration=True)
+        with started(section, receiver=receiver) as found:
+            wait_for(lambda: found.health()[0].ok)
+            emulator.unplug()
+            wait_for(lambda: not found.health()[0].ok)
+            emulator.replug()
+            wait_for(lambda: found.health()[0].ok)
+        assert not emulator.opcodes[wire.LOAD_CALIBRATION]
+    assert receiver.values("hw.calibration", {"hw.state": "valid"})[0] == 1.0
+    assert not receiver.values("hw.calibration", {"hw.state": "factory"})
+    assert caplog.text.count("takes only a part of a table back; the calibration is not compared") == 1
+
+
+def test_a_calibration_that_the_device_refuses_to_load_is_not_compared():
+    with device() as (emulator, settings):
+        emulator.memory.layout = without(emulator, wire.LOAD_CALIBRATION)
+        changes = changes_of({}, b"uid", settings)
+        assert is_factorys(settings, changes) is None
+        assert not changes.left
+
+
+@pytest.mark.parametrize("firmware", [5, 6])  # the older one is written a table piece by piece
+@pytest.mark.parametrize("fault", [{"silent": True}, {"late": 0.3}], ids=["silent", "late"])
+def test_the_calibration_of_before_is_put_back_when_the_device_answers_again(firmware, fault):
+    with Emulator(TRUTH, "original", firmware) as emulator:
+        user, receiver = give_own_calibration(emulator), Receiver()
+        misbehave_once_it_has_loaded(emulator, **fault)
+        section = Benchlab(ports=(str(emulator.path),), compare_calibration=True)
+        with started(section, receiver=receiver) as found:
+            wait_for_a_failed_comparison(emulator, found)
+            emulator.faults = Faults()
+            wait_for(lambda: found.health()[0].ok)
+            assert emulator.memory.calibration == user
+    assert receiver.values("hw.calibration", {"hw.state": "factory"})[0] == 0.0
+
+
+def test_a_calibration_that_can_not_be_put_back_is_told_with_what_does(caplog):
+    with Emulator(TRUTH, "original") as emulator:
+        user = give_own_calibration(emulator)
+        misbehave_once_it_has_loaded(emulator, silent=True)
+        with started(Benchlab(ports=(str(emulator.path),), compare_calibration=True)) as found:
+            wait_for_a_failed_comparison(emulator, found)
+        (told,) = errors(caplog)
+        assert "not a BENCHLAB, or it hangs; the factory's calibration may be in force; to put" in told
+        emulator.faults = Faults()
+        assert emulator.memory.calibration != user
+        do_what_is_told(told)
+        assert emulator.memory.calibration == user
+
+
+def test_who_only_looks_writes_nothing():
+    with Emulator(TRUTH) as emulator:
+        section = Benchlab(ports=(str(emulator.path),), compare_calibration=True)
+        assert sources.look("benchlab", Sources(benchlab=section), 0.01)[0].device
         assert not emulator.opcodes[wire.LOAD_CALIBRATION]
 
 
@@ -374,14 +473,88 @@ def test_fans_of_a_device_that_is_gone_in_the_end_are_told_with_what_sets_them_b
             wait_for(lambda: emulator.memory.config.fans[1, 1] != before)
             emulator.unplug()
             wait_for(lambda: not found.health()[0].ok)
-        (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        (told,) = errors(caplog)
         assert "no such port; fan 2 may still be at 20 %, lights 0 may" in told
         assert "lights 1 may still be red" in told
         emulator.replug()
-        for command in told.split("to put that back: ")[1].split(" && "):
-            subprocess.run([*PROGRAM, *command.split()[1:]], env=environment(), check=True, timeout=60)
+        do_what_is_told(told)
         assert emulator.memory.config.fans[1, 1] == before
         assert lights(emulator, 1)[1:] != (255, 0, 0)
+
+
+def controlled_ports(folder) -> Benchlab:
+    rules = config.Control(light=True, fans=("1 power.gpu 0:30 200:80",))
+    return Benchlab(ports=(f"{folder}/tty*",), timeout_s=5.0, control=rules)
+
+
+def is_controlled(emulator: Emulator) -> bool:
+    return duty(emulator) == (1, 55) and lights(emulator, 1)[1:] == (255, 0, 0)
+
+
+def test_a_device_that_comes_back_under_another_port_is_put_back_there(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sources, "LOOK_S", 0.1)
+    with Emulator(TRUTH, "benchlab2", path=tmp_path / "ttyA") as emulator:
+        before = emulator.memory.config
+        with started(controlled_ports(tmp_path), lambda: 0.05) as found:
+            wait_for(lambda: is_controlled(emulator))
+            emulator.unplug()  # and keeps its settings, by a supply of its own
+            wait_for(lambda: not found.health()[0].ok)
+            emulator.path = tmp_path / "ttyB"
+            emulator.replug()
+            wait_for(lambda: [(h.address, h.ok) for h in found.health()] == [(str(tmp_path / "ttyB"), True)])
+            assert is_controlled(emulator)
+        assert emulator.memory.config == before
+    assert not errors(caplog)
+
+
+def test_devices_that_change_places_are_put_back(tmp_path, caplog):
+    with (
+        Emulator(TRUTH, "benchlab2", path=tmp_path / "ttyA") as a,
+        Emulator(TRUTH, "benchlab2", path=tmp_path / "ttyB") as b,
+    ):
+        before = a.memory.config
+        b.memory.command(bytes([wire.WRITE_FAN, 0, 0]) + before.fans[0, 0].replace(b"\x32", b"\x2f"))
+        other = b.memory.config
+        assert other != before
+        with started(controlled_ports(tmp_path), lambda: 0.05) as found:
+            wait_for(lambda: is_controlled(a) and is_controlled(b))
+            for emulator in (a, b):
+                emulator.unplug()
+            wait_for(lambda: not any(h.ok for h in found.health()))
+            a.path, b.path = b.path, a.path
+            for emulator in (a, b):
+                emulator.replug()
+            wait_for(lambda: all(h.ok for h in found.health()))
+        assert (a.memory.config, b.memory.config) == (before, other)
+    assert not errors(caplog)
+
+
+def test_a_device_that_another_one_took_the_port_of_is_told_in_the_end(tmp_path, caplog):
+    path = tmp_path / "ttyA"
+    with (
+        Emulator(TRUTH, "benchlab2", path=path) as gone,
+        Emulator(TRUTH, "benchlab2", path=tmp_path / "later") as other,
+    ):
+        before = other.memory.config
+        with started(controlled_ports(tmp_path), lambda: 0.05):
+            wait_for(lambda: is_controlled(gone))
+            gone.unplug()
+            other.unplug()
+            other.path = path
+            other.replug()
+            wait_for(lambda: is_controlled(other))
+        assert other.memory.config == before
+    (told,) = errors(caplog)
+    assert f"{path}: another device is there now; fan 1 may still be at" in told
+
+
+def test_a_controlled_device_holds_up_no_other():
+    with Emulator(TRUTH) as a, Emulator(TRUTH) as b:
+        rules = config.Control(fans=("1 power.gpu 0:30 200:80",))
+        section = Benchlab(ports=(str(a.path), str(b.path)), timeout_s=5.0, control=rules)
+        with started(section) as found:
+            wait_for(lambda: all(h.readings >= 20 for h in found.health()))  # a few suffice to join others
+            assert not [thread for thread in threading.enumerate() if thread.name == "benchlab-otel-rota"]
 
 
 @pytest.mark.parametrize(

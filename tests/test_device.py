@@ -132,6 +132,16 @@ def test_unplug_and_replug_under_the_same_path():
     assert not emulator.path.exists()
 
 
+def test_only_its_own_link_is_removed(tmp_path):
+    path = tmp_path / "ttyBENCHLAB"
+    first, second = (Emulator(Truth(LOAD), path=path).start() for _ in range(2))
+    own = path.readlink()
+    first.stop()
+    assert path.readlink() == own
+    second.stop()
+    assert not path.is_symlink()
+
+
 def test_faults_show_on_the_wire():
     with Emulator(Truth(LOAD), seed=3) as emulator, open_port(emulator, timeout=0.2) as port:
         port.timeout = 20

@@ -90,7 +90,8 @@ class Control:
     one to the other, never below `least_duty`; `failsafe_duty` where the quantity is not known, and from
     a failed reading to the next good one. An end puts back what was there also then; where the device does
     not answer, an error says what was left and what sets it back. After a `kill -9`:
-    `benchlab-otel device restore`.
+    `benchlab-otel device restore`. ORIGINAL firmware before 4 and BENCHLAB 2 firmware before 5 can't do
+    that: `benchlab-otel device fan` and `device rgb` set what was there, or take all power from the device.
     """
 
     light: bool = False
@@ -108,7 +109,8 @@ class Benchlab:
     """`ports` (also /dev/tty*) empty = every BENCHLAB on USB; lag and averaging window only where known.
 
     An emulator says itself that it is simulated; `simulated` is for one that does not. With
-    `compare_calibration` the factory's table is in force for a moment when a device is opened.
+    `compare_calibration` the factory's table is in force for a moment when a device is opened (after a
+    `kill -9` in it until the device restarts); BENCHLAB 2 firmware before 7 is not compared.
     """
 
     rate_hz: Rate = 20.0

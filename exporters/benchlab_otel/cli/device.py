@@ -15,6 +15,7 @@ from benchlab_otel.cli.errors import Failure, UserError
 from benchlab_otel.sources import benchlab
 from benchlab_otel.sources.benchlab_port import Port
 from benchlab_otel.sources.benchlab_settings import Settings, Values, pack, unpack
+from benchlab_otel.sources.benchlab_undo import ByUid, changes_of, is_factorys
 from benchlab_otel.sources.reading import SourceError
 
 command = typer.Typer(no_args_is_help=True)
@@ -39,6 +40,7 @@ def _device() -> None:
       benchlab-otel device name "Bench 3"
       benchlab-otel device fan 1 FanMode=fixed FixedDuty=60
     """
+    options.set_up_logging()
 
 
 @command.command()
@@ -117,6 +119,9 @@ def calibration(
     compare: Annotated[
         bool, typer.Option("--compare", help="With the factory's, which is in force for a moment.")
     ] = False,
+    table: Annotated[
+        str | None, typer.Option("--write", metavar="HEX", help="Put this table in force, until a restart.")
+    ] = None,
     store: Annotated[bool, typer.Option("--store", help="Keep the table in force as the user's.")] = False,
     destructive: Destructive = False,
     port: PortOption = None,
@@ -132,16 +137,38 @@ def calibration(
       benchlab-otel device calibration --store --destructive
     """
     with _opened(port, config) as (settings, identity):
-        table = settings.calibration()
-        shown: dict[str, object] = {"valid": benchlab.calibration_valid(table)}
-        if compare:
-            shown["factory"] = settings.factory_calibration()[2:] == table[2:]
         if store:
             _confirm(identity, destructive, "overwrites the user's calibration")
+        if table is not None:
+            settings.set_calibration(_bytes(table))
+        in_force = settings.calibration()
+        shown: dict[str, object] = {"valid": benchlab.calibration_valid(in_force)}
+        if compare and (factory := _compared(settings, identity, config)) is not None:
+            shown["factory"] = factory
+        if store:
             settings.store_calibration()
-        fields = unpack(settings.layout, "CalibrationStruct", table)
+        fields = unpack(settings.layout, "CalibrationStruct", in_force)
         shown |= {channel: fields[channel] for channel in _CHANNELS}
         print(msgspec.json.encode(shown).decode())
+
+
+def _compared(settings: Settings, identity: benchlab.Identity, config: options.ConfigFile) -> bool | None:
+    """Whether the factory's table is in force; where that fails, the one before is put back all the same."""
+    options.told_to_end()  # it ends when the table of before is in force again
+    changed: ByUid = {}
+    try:
+        return is_factorys(settings, changes_of(changed, identity.uid, settings))
+    except SourceError:
+        settings.port.close()
+        benchlab.put_back_left(options.settings(config).sources.benchlab, settings.port.path, changed)
+        raise
+
+
+def _bytes(digits: str) -> bytes:
+    try:
+        return bytes.fromhex(digits)
+    except ValueError:
+        raise UserError("--write: expected a table as hexadecimal digits") from None
 
 
 @command.command()
@@ -155,7 +182,8 @@ def store(port: PortOption = None, config: options.ConfigFile = None) -> None:
 def restore(port: PortOption = None, config: options.ConfigFile = None) -> None:
     """Back to the name, fans and lights that are kept.
 
-    For after a `run` with control that was killed.
+    For after a `run` with control that was killed. Not with ORIGINAL firmware before 4 and BENCHLAB 2
+    firmware before 5: set fans and lights with `device fan` and `device rgb` there.
     """
     with _opened(port, config) as (settings, _):
         settings.restore()

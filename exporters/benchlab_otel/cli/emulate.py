@@ -123,12 +123,17 @@ def _rail(text: str) -> tuple[str, float]:
 
 
 def _free(path: Path | None) -> Path | None:
-    """The path, unless something is there that is not left over from an emulator."""
-    if path and path.exists() and not path.is_symlink():
+    """The path, unless something is there that is not left over from an emulator that was killed."""
+    if path and (path.exists() or path.is_symlink()) and not _is_left_over(path):
         raise UserError(f"--path {path}: there is a file already; choose another path")
     if path and not path.parent.is_dir():
         raise UserError(f"--path {path}: there is no folder {path.parent}")
     return path.absolute() if path else None
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether it is a link to a pty that is gone."""
+    return path.is_symlink() and path.readlink().parent == Path("/dev/pts") and not path.exists()
 
 
 def _suffer(emulator: Emulator, fault: Fault, seconds: float, stop: threading.Event) -> None:

@@ -119,7 +119,8 @@ class Emulator:
         self.uid = wire.SIMULATED_UID + self._random.bytes(wire.UID_SIZE - len(wire.SIMULATED_UID))
         self._own_folder = None if path else tempfile.TemporaryDirectory(prefix="benchlab-emulator-")
         self.path = path or Path(self._own_folder.name if self._own_folder else "") / "ttyBENCHLAB"
-        self._master: int | None = None  # this and the link are touched by the emulator's thread only
+        self._master: int | None = None  # this and what follows are touched by the emulator's thread only
+        self._pty = Path()  # that our link leads to
         self._plugged = True
         self._settled = Event()
         self._stop = Event()
@@ -172,15 +173,19 @@ class Emulator:
         os.set_blocking(master, False)
         tty.setraw(slave)
         link = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        link.symlink_to(os.ttyname(slave))
+        self._pty = Path(os.ttyname(slave))
+        link.symlink_to(self._pty)
         link.replace(self.path)
         os.close(slave)
         self._master = master
 
     def _close(self) -> None:
-        self.path.unlink(missing_ok=True)
-        if self._master is not None:
-            os.close(self._master)
+        if self._master is None:
+            return
+        with suppress(OSError):  # it is gone, or no link any more
+            if self.path.readlink() == self._pty:
+                self.path.unlink()
+        os.close(self._master)
         self._master = None
 
     # -- the wire ---------------------------------------------------------------------------

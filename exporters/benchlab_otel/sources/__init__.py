@@ -23,7 +23,7 @@ from benchlab_otel.contract import SESSION_ID, SIMULATED, TRANSPORT
 from benchlab_otel.model import Resource, Scalar
 from benchlab_otel.otlp.encode import resource_of
 from benchlab_otel.otlp.sink import Sink
-from benchlab_otel.sources.reading import Device, Reader, SourceError, refused
+from benchlab_otel.sources.reading import Device, Opening, Reader, SourceError, refused
 from benchlab_otel.sources.rota import MOST_HZ, Rota, Seat
 from benchlab_otel.sources.runner import Health, Runner
 from benchlab_otel.sources.schedule import Schedule
@@ -131,12 +131,11 @@ def start(
     """Reads the named sources until `stop` is called: quick devices of one rate together, others each alone.
 
     A device that is not there or not readable is no error: its health says so and it is tried
-    again. `latency` is that of the latest frames (s), for a device whose control shows it: the source
-    then has `controlled(section, address, latency)`, which gives what opens its reader and what to do when
-    reading has ended for good. Raises ValueError for a name that is no source, and for a control that
-    can't be.
+    again. `latency` is that of the latest frames (s), for a device whose control shows it. Raises ValueError
+    for a name that is no source, and for a control that can't be.
     """
     found = {name: (load(name), getattr(settings, name)) for name in names}
+    openings = {name: _openings(source, section, latency) for name, (source, section) in found.items()}
     seed, now = random.getrandbits(64), time.monotonic()
     begins = count(now, APART_S)
     rates = {section.rate_hz for _, section in found.values()}
@@ -144,19 +143,20 @@ def start(
 
     def new_runner(place: _Place) -> Runner:
         name, address = place
-        source, section = found[name]
-        opener, finish = _opener(source, section, address, latency)
+        _, section = found[name]
+        opening = openings[name](address)
+        seats = [] if opening.alone else periods_of(section.rate_hz, rates)
         return Runner(
             name,
             address,
-            opener,
+            opening.open_reader,
             Schedule(1.0 / section.rate_hz, next(begins), seed),
-            [Seat(rotas[base], every) for base, every in periods_of(section.rate_hz, rates)],
+            [Seat(rotas[base], every) for base, every in seats],
             sink,
             partial(_resource, name, session_id, resource_extra or {}),
             flush_s,
             metrics_s,
-            finish,
+            opening.finish,
         )
 
     def addresses() -> list[_Place]:
@@ -179,14 +179,12 @@ def _is_multiple(base: float, rate: float) -> bool:
     return base > rate and math.isclose(base / rate, round(base / rate), rel_tol=1e-9)
 
 
-def _opener(
-    source: Source, section: Any, address: str, latency: Latency
-) -> tuple[Callable[[], Reader], Callable[[], None]]:
-    """What opens a reader, and what to do when it is not opened any more."""
+def _openings(source: Source, section: Any, latency: Latency) -> Callable[[str], Opening]:
+    """How each address of a source is opened."""
     controlled = getattr(source, "controlled", None)
     if controlled is None:
-        return partial(source.open_reader, section, address), lambda: None
-    return cast(tuple[Callable[[], Reader], Callable[[], None]], controlled(section, address, latency))
+        return lambda address: Opening(partial(source.open_reader, section, address))
+    return cast(Callable[[str], Opening], controlled(section, latency))
 
 
 def _resource(source: str, session_id: str, extra: Mapping[str, Scalar], device: Device | None) -> Resource:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -18,11 +18,12 @@ from pathlib import Path
 from benchlab_otel import contract, wire
 from benchlab_otel.config import Benchlab
 from benchlab_otel.model import Float, Scalar
-from benchlab_otel.sources.benchlab_control import Control, Latency
+from benchlab_otel.sources.benchlab_control import Control, Latency, checked
 from benchlab_otel.sources.benchlab_port import NOT_FOUND, QUIET_S, Port
 from benchlab_otel.sources.benchlab_settings import Settings
+from benchlab_otel.sources.benchlab_undo import ByUid, Changes, changes_of, finish, is_factorys, put_back
 from benchlab_otel.sources.benchlab_values import Decoder, groups, metrics
-from benchlab_otel.sources.reading import Batch, Device, Field, Reply, SourceError, columns
+from benchlab_otel.sources.reading import Batch, Device, Field, Opening, Reply, SourceError, columns
 
 METRICS = (*metrics(wire.layout(0x11, wire.newest_firmware(0x11))), contract.HW_INFO, contract.HW_CALIBRATION)
 
@@ -57,26 +58,33 @@ def _usb_id(tty: Path) -> tuple[int, int] | None:
 
 
 def open_reader(settings: Benchlab, address: str) -> BenchlabReader:
-    """Opens a port for this process alone, and makes sure that a BENCHLAB is on it."""
+    """Opens a port for this process alone, and makes sure that a BENCHLAB is on it; writes nothing to it."""
     if not address:
         raise SourceError("absent", "no BENCHLAB on USB (0483:5740)", NOT_FOUND)
-    return BenchlabReader(settings, address)
+    return BenchlabReader(replace(settings, compare_calibration=False), address, {})
 
 
-def controlled(
-    settings: Benchlab, address: str, latency: Latency
-) -> tuple[Callable[[], BenchlabReader], Callable[[], None]]:
-    """What opens a port as `open_reader` does, each time with the same control where any is asked for.
+def controlled(settings: Benchlab, latency: Latency) -> Callable[[str], Opening]:
+    """How each port is opened: with control, and its calibration compared, where that is asked for.
 
-    And what puts back, when reading has ended for good, what it could not on closing. ValueError for a fan
-    rule that can't be followed.
+    ValueError for a fan rule that can't be followed.
     """
-    asked = settings.control.light or settings.control.fans
+    checked(settings.control)
+    return partial(_opening, settings, latency, {})
+
+
+def _opening(settings: Benchlab, latency: Latency, changed: ByUid, address: str) -> Opening:
+    if not address:
+        return Opening(partial(open_reader, settings, address))
+    asked = bool(settings.control.light or settings.control.fans)
     control = Control(settings.control, latency) if asked else None
-    if control is None or not address:
-        return partial(open_reader, settings, address), lambda: None
-    finish = partial(control.finish, address, partial(_opened, settings, address))
-    return partial(BenchlabReader, settings, address, control), finish
+    reader = partial(BenchlabReader, settings, address, changed, control)
+    return Opening(reader, partial(put_back_left, settings, address, changed), alone=asked)
+
+
+def put_back_left(settings: Benchlab, address: str, changed: ByUid) -> None:
+    """Puts back what is left of devices that were read on a port, or tells how; the port is closed."""
+    finish(address, partial(_opened, settings, address), changed)
 
 
 @contextmanager
@@ -88,9 +96,12 @@ def _opened(settings: Benchlab, address: str, timeout_s: float) -> Iterator[tupl
 
 
 class BenchlabReader:
-    """One device on one port. Not for two threads at a time."""
+    """One device on one port. Not for two threads at a time.
 
-    def __init__(self, settings: Benchlab, path: str, control: Control | None = None) -> None:
+    What is changed on it, for control or to compare its calibration, is in `changed` until it is put back.
+    """
+
+    def __init__(self, settings: Benchlab, path: str, changed: ByUid, control: Control | None = None) -> None:
         self.path = path
         self._port = Port(path, settings.timeout_s)
         self._control: Control | None = None  # until the device is known
@@ -98,9 +109,11 @@ class BenchlabReader:
         try:
             known = shake_hands(self._port)
             self._settings = Settings(self._port, known.layout)
-            lasting = _lasting(known, self._settings, settings.compare_calibration)
+            changes = changes_of(changed, known.uid, self._settings)
+            put_back(self._settings, changes, "calibration")  # where an opening before broke off
+            lasting = _lasting(known, self._settings, changes if settings.compare_calibration else None)
             if control:
-                control.opened(self._settings, known.uid)
+                control.opened(self._settings, changes)
                 self._control = control
         except SourceError:
             self.close()
@@ -215,8 +228,11 @@ def _welcome(port: Port) -> bytes:
 _FOREIGN = "name the BENCHLAB's own port in sources.benchlab.ports, or plug it in again"
 
 
-def _lasting(known: Identity, settings: Settings, compare: bool) -> list[tuple[Field, bool]]:
-    """What holds for as long as the port is open: who it is, and the state of its calibration."""
+def _lasting(known: Identity, settings: Settings, changes: Changes | None) -> list[tuple[Field, bool]]:
+    """What holds for as long as the port is open: who it is, and the state of its calibration.
+
+    With `changes` it is compared with the factory's.
+    """
     info = {
         "hw.id": known.hw_id,
         "hw.type": "power_meter",
@@ -226,10 +242,10 @@ def _lasting(known: Identity, settings: Settings, compare: bool) -> list[tuple[F
         "hw.serial_number": known.uid.hex().upper(),
         "hw.firmware_version": str(known.layout.firmware),
     }
-    calibration = settings.calibration()
-    states = {"valid": calibration_valid(calibration)}
-    if compare:
-        states["factory"] = settings.factory_calibration()[2:] == calibration[2:]
+    states = {"valid": calibration_valid(settings.calibration())}
+    factory = is_factorys(settings, changes) if changes else None
+    if factory is not None:
+        states["factory"] = factory
     return [
         (Field("", contract.HW_INFO, {key: value for key, value in info.items() if value}), True),
         *(

@@ -2,24 +2,22 @@
 
 Only the thread that reads the device writes to it, between two readings. What is changed is first
 read and put back in the end. When readings stop, fans go to their fail-safe duty, as far as the
-device still takes it, until it is read again or the process ends, which puts them back too. What a
-device that is gone by then keeps is told, with the commands that set it back; a process that is killed
-can't undo anything (`benchlab-otel device restore`).
+device still takes it, until it is read again or the process ends, which puts them back too, or tells what
+a device that is gone keeps (see `benchlab_undo`). A process that is killed can't undo anything.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from benchlab_otel import config, wire
-from benchlab_otel.sources.benchlab_settings import Settings, pack, unpack
+from benchlab_otel import config
+from benchlab_otel.sources.benchlab_settings import Settings, pack
+from benchlab_otel.sources.benchlab_undo import Changes, Place, put_back, read, write
 from benchlab_otel.sources.reading import SourceError
 
 log = logging.getLogger(__name__)
@@ -27,14 +25,6 @@ log = logging.getLogger(__name__)
 Latency = Callable[[], float | None]
 _COLORS = {"green": (0, 255, 0), "yellow": (255, 140, 0), "red": (255, 0, 0)}
 _LEAST_STEP = 2  # %: smaller changes of a fan are not worth a write
-_ANOTHER = "another device is there now"
-_PUT_BACK_S, _AGAIN_S = 3.0, 0.1  # for a device that did not answer when reading ended
-_Place = tuple[str, int]  # "fan" or "rgb", and its number
-_CHANGED = {  # what control changes: the struct and its fields
-    "fan": ("FanConfigStruct", ("FanMode", "FixedDuty")),
-    "rgb": ("RGBConfigStruct", ("Mode", "Red", "Green", "Blue")),
-}
-_Opened = AbstractContextManager[tuple[Settings, bytes]]  # the settings of a device and its UID
 
 
 def color_of(latency_ms: float, shown: str, rules: config.Control) -> str:
@@ -66,7 +56,7 @@ def parse_rule(text: str) -> FanRule:
     return FanRule(int(fan) - 1, f"hw.{quantity}", from_, from_duty, to, to_duty)
 
 
-def _checked(rules: config.Control) -> list[FanRule]:
+def checked(rules: config.Control) -> list[FanRule]:
     """The fan rules; ValueError where rules contradict each other."""
     found = [parse_rule(text) for text in rules.fans]
     if len({rule.fan for rule in found}) < len(found):
@@ -88,31 +78,25 @@ def duty_of(rule: FanRule, value: float | None, rules: config.Control) -> int:
 
 
 class Control:
-    """The control of one device, through all the times that its port is opened."""
+    """The control of the device on one port, through all the times that it is opened."""
 
     def __init__(self, rules: config.Control, latency: Latency) -> None:
         self._rules, self._latency = rules, latency
-        self._fan_rules = _checked(rules)
-        self._before: dict[_Place, bytes] = {}  # what was there
-        self._left: dict[_Place, str] = {}  # what is not as before any more, in words
-        self._layout: wire.Layout | None = None
-        self._owner = b""
-        self._color = ""
+        self._fan_rules = checked(rules)
+        self._changes: Changes | None = None  # of the device that is there
+        self._color: str | None = None  # not known
         self._duties: dict[int, int] = {}
         self._not_there: set[str] = set()  # quantities of rules that the device has not, and we have said so
         self._ended = False
 
-    def opened(self, settings: Settings, uid: bytes) -> None:
-        """Reads what will be changed, the first time that the device is seen."""
-        if uid != self._owner:
-            self._tell_left(settings.port.path, f"{settings.port.path}: {_ANOTHER}")
-            self._owner, self._before, self._left = uid, {}, {}
-        self._color, self._duties, self._layout = "", {}, settings.layout
-        for rule in self._fan_rules:
-            fan = settings.fan(self._rules.fan_profile, rule.fan)
-            self._before.setdefault(("fan", rule.fan), fan)
-        for profile in range(settings.layout.rgb_profiles if self._rules.light else 0):
-            self._before.setdefault(("rgb", profile), settings.rgb(profile))
+    def opened(self, settings: Settings, changes: Changes) -> None:
+        """Reads what will be changed, unless it is left as we set it, on whatever port."""
+        self._color, self._duties, self._changes = None, {}, changes
+        places = [self._place(rule.fan) for rule in self._fan_rules]
+        places += _lights(settings) if self._rules.light else []
+        for place in places:
+            if place not in changes.left:
+                changes.before[place] = read(settings, place)
 
     def act(self, settings: Settings, values: Mapping[str, float]) -> None:
         """Sets fans and lights by the newest reading. A setting that is refused ends control, not reading."""
@@ -138,54 +122,16 @@ class Control:
                 self._duties = {}
                 for rule in self._fan_rules:
                     self._turn(settings, rule.fan, self._rules.failsafe_duty)
-            self._restore(settings, ("rgb",) if failed else ("fan", "rgb"))
+            put_back(settings, self._known(), "rgb", *([] if failed else ["fan"]))
         except SourceError as error:
             log.warning("benchlab: %s; fans and lights stay as they were set until it answers", error)
 
-    def finish(self, path: str, open_: Callable[[float], _Opened]) -> None:
-        """Puts back what is not as it was, when reading has ended for good.
+    def _known(self) -> Changes:
+        assert self._changes  # since the device was opened
+        return self._changes
 
-        `open_` opens the device anew, to answer within so many seconds. An error says what can't be put
-        back before long, and the commands that do it later.
-        """
-        deadline = time.monotonic() + _PUT_BACK_S
-        while self._left:
-            try:
-                with open_(max(_AGAIN_S, deadline - time.monotonic())) as (settings, uid):
-                    if uid != self._owner:
-                        raise SourceError("unknown", f"{path}: {_ANOTHER}")
-                    self._restore(settings, ("fan", "rgb"))
-            except SourceError as error:
-                if time.monotonic() > deadline:
-                    self._tell_left(path, str(error))
-                    return
-                time.sleep(_AGAIN_S)
-
-    def _restore(self, settings: Settings, kinds: tuple[str, ...]) -> None:
-        profile = self._rules.fan_profile
-        for kind, number in [place for place in self._left if place[0] in kinds]:
-            before = self._before[kind, number]
-            if kind == "fan" and settings.fan(profile, number) != before:
-                settings.set_fan(profile, number, before)
-            elif kind == "rgb" and settings.rgb(number) != before:
-                settings.set_rgb(number, before)
-            del self._left[kind, number]
-
-    def _tell_left(self, path: str, why: str) -> None:
-        if self._left:
-            left = ", ".join(words for _, words in sorted(self._left.items()))
-            commands = " && ".join(self._undoing(path))
-            log.error("benchlab: %s; %s; to put that back: %s", why, left, commands)
-
-    def _undoing(self, path: str) -> Iterator[str]:
-        """The commands that put back what is not as it was."""
-        assert self._layout  # of the device that was changed
-        for kind, number in sorted(self._left):
-            struct, fields = _CHANGED[kind]
-            values = unpack(self._layout, struct, self._before[kind, number])
-            which, profile = (f" {number + 1}", self._rules.fan_profile) if kind == "fan" else ("", number)
-            changes = " ".join(f"{field}={values[field]}" for field in fields)
-            yield f"benchlab-otel device {kind}{which} {changes} --profile {profile} --port {path}"
+    def _place(self, fan: int) -> Place:
+        return "fan", self._rules.fan_profile, fan
 
     def _tell_not_there(self, rule: FanRule, values: Mapping[str, float]) -> None:
         if rule.key in self._not_there:
@@ -204,14 +150,16 @@ class Control:
         """The colour of a latency; without frames the lights are as they were."""
         if not self._rules.light:
             return
-        color = "" if latency_s is None else color_of(latency_s * 1e3, self._color, self._rules)
+        color = "" if latency_s is None else color_of(latency_s * 1e3, self._color or "", self._rules)
         if color == self._color:
             return
-        for profile in range(settings.layout.rgb_profiles if color else 0):
-            self._left["rgb", profile] = f"lights {profile} may still be {color}"
-            settings.set_rgb(profile, _colored(settings, self._before["rgb", profile], color))
-        if not color:
-            self._restore(settings, ("rgb",))
+        changes = self._known()
+        if color:
+            for place in _lights(settings):
+                changes.left[place] = f"lights {place[1]} may still be {color}"
+                write(settings, place, _colored(settings, changes.before[place], color))
+        else:
+            put_back(settings, changes, "rgb")
         self._color = color
 
     def _turn(self, settings: Settings, fan: int, duty: int) -> None:
@@ -219,11 +167,16 @@ class Control:
         at_end = duty in (self._rules.least_duty, self._rules.failsafe_duty, 100)
         if shown is not None and (duty == shown or (abs(duty - shown) < _LEAST_STEP and not at_end)):
             return
+        changes, place = self._known(), self._place(fan)
         fixed = {"FanMode": settings.layout.enums["FAN_MODE"]["fixed"], "FixedDuty": duty}
-        raw = pack(settings.layout, "FanConfigStruct", self._before["fan", fan], fixed)
-        self._left["fan", fan] = f"fan {fan + 1} may still be at {duty} %"  # also where no answer comes
-        settings.set_fan(self._rules.fan_profile, fan, raw)
+        raw = pack(settings.layout, "FanConfigStruct", changes.before[place], fixed)
+        changes.left[place] = f"fan {fan + 1} may still be at {duty} %"  # also where no answer comes
+        write(settings, place, raw)
         self._duties[fan] = duty
+
+
+def _lights(settings: Settings) -> list[Place]:
+    return [("rgb", profile, 0) for profile in range(settings.layout.rgb_profiles)]
 
 
 def _colored(settings: Settings, before: bytes, color: str) -> bytes:

@@ -77,7 +77,7 @@ class Port:
             raise self._lost(error) from None
         if len(reply) < size:
             what = f"{len(reply)} of {size} B" if reply else "no answer"
-            limit = f"request {request[0]:#04x}: {what} within {self._timeout} s"
+            limit = f"request {request[0]:#04x}: {what} within {self._timeout:.2g} s"
             raise SourceError("short" if reply else "late", f"{self.path}: {limit}")
         if len(reply) > size:
             raise SourceError("garbled", f"{self.path}: request {request[0]:#04x}: more than {size} B")

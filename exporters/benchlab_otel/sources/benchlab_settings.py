@@ -6,6 +6,7 @@ and BENCHLAB 2 firmware 5 STATUS tells why. Writes change RAM only; `store` keep
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -20,6 +21,7 @@ T = TypeVar("T")
 _PERCENT = ("Duty", "FixedDuty", "MinDuty", "MaxDuty")  # in a byte, which could hold 255
 Values = dict[str, int | list[int]]
 _SETTLE_S = 1.0  # what was written is read back by then, a port that restarts is gone
+_NO_RESTORE = "set them with `benchlab-otel device fan` and `device rgb`, or take all power from the device"
 _GAP_S = 0.02  # after a command that has no answer; the smallest that is safe is not known
 
 
@@ -69,20 +71,16 @@ class Settings:
         self._command(bytes([wire.LOAD_CALIBRATION, self.layout.slots[slot]]))
         return self.calibration()
 
-    def factory_calibration(self) -> bytes:
-        """The factory's table: put in force for a moment, then the one before written back.
-
-        SourceError "refused" where the firmware can't be written a whole table (BENCHLAB 2 before 7).
-        """
+    def check_takes_calibration(self) -> None:
+        """SourceError "refused" where the firmware can't be written a whole table (BENCHLAB 2 before 7)."""
         if not self.layout.whole_calibration and self.layout.calibration_size > 256:
             raise SourceError("refused", f"{self.port.path}: this firmware takes only a part of a table back")
-        active = self.calibration()
-        try:
-            return self.load_calibration("factory")
-        finally:
-            self._write_calibration(active)
 
-    def _write_calibration(self, table: bytes) -> None:
+    def set_calibration(self, table: bytes) -> None:
+        """Puts a table in force, without storing it; ValueError for one of another size."""
+        self.check_takes_calibration()
+        if len(table) != self.layout.calibration_size:
+            raise ValueError(f"a table has {self.layout.calibration_size} bytes, not {len(table)}")
         if self.layout.whole_calibration:
             self._write(bytes([wire.WRITE_CALIBRATION]) + table, self.calibration, table)
             return
@@ -103,6 +101,7 @@ class Settings:
 
     def restore(self) -> None:
         """Back to the name, fans and RGB that are kept."""
+        self._check_known(wire.LOAD_CONFIG, _NO_RESTORE)
         self._command(bytes([wire.LOAD_CONFIG]))
 
     def restart(self, opcode: int) -> None:
@@ -128,7 +127,7 @@ class Settings:
         deadline = time.monotonic() + _SETTLE_S
         while (found := read()) != expected:
             if time.monotonic() > deadline:
-                raise self._refused(f"reads back {found!r}, not {expected!r}")
+                raise self._refused(f"reads back {reprlib.repr(found)}, not {reprlib.repr(expected)}")
             time.sleep(_GAP_S)
 
     def _command(self, request: bytes) -> None:
@@ -147,13 +146,13 @@ class Settings:
                 names = dict(enumerate(wire.STATUS_NAMES))
                 raise self._refused(f"command {request[0]:#04x}: {names.get(status, status)}")
 
-    def _check_known(self, opcode: int) -> None:
+    def _check_known(self, opcode: int, fix: str = "") -> None:
         if opcode not in self.layout.commands:
             firmware = f"{self.layout.product} firmware {self.layout.firmware}"
-            raise self._refused(f"{firmware} has no command {opcode:#04x}")
+            raise self._refused(f"{firmware} has no command {opcode:#04x}", fix)
 
-    def _refused(self, why: str) -> SourceError:
-        return SourceError("refused", f"{self.port.path}: not taken: {why}")
+    def _refused(self, why: str, fix: str = "") -> SourceError:
+        return SourceError("refused", f"{self.port.path}: not taken: {why}", fix)
 
 
 def unpack(layout: wire.Layout, name: str, raw: bytes) -> Values:

@@ -14,12 +14,15 @@ It may have `WHERE_NOTHING_IS`, what to do where `addresses` finds nothing and s
 A reader of what a server reads may have `paced`: whether readings come no faster however often one asks.
 
 `settings` is the source's own section of `config.Sources`. A further source is a module, a section
-there, and its name in `sources.NAMES`. One that can be controlled has `controlled` too, see `start`.
+there, and its name in `sources.NAMES`. One that writes to its devices has `controlled` too:
+
+- `controlled(settings, latency) -> Callable[[str], Opening]`: how each address is opened by one start, with
+  what its devices share. ValueError for a control that can't be. `latency` is that of the latest frames (s).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -124,6 +127,18 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Lets go of the device; never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a device is opened, each time; what to do when it is not opened any more.
+
+    `alone`: its readings take long now and then, as it is written to, so they are to hold up no others.
+    """
+
+    open_reader: Callable[[], Reader]
+    finish: Callable[[], None] = lambda: None
+    alone: bool = False
 
 
 def columns(replies: Sequence[Reply]) -> tuple[Int, Int, tuple[Any, ...]]:
