@@ -8,8 +8,8 @@ only wakes up a thousand times a second: what this machine's kernel (and hypervi
 alone, and "sleep, read" reads the three files besides. Then every source
 at 20 Hz (host at 1 Hz), BENCHLAB as an emulator in another process and NVML as the tests' stub library,
 the kernel's drivers as the /sys of real machines (tests/sysfs): so without the time that a driver takes;
-"sleep" is again the wakes alone, "sleep, read" reads as many files and asks the BENCHLAB at each of them: the
-least that a sampler in Python takes here, without NVML and host and with nothing kept or sent.
+"sleep" is again the wakes alone, "sleep, read" makes the same reads by bare calls in one loop (as many files,
+the BENCHLAB's port, NVIDIA's bindings, and psutil each second), and nothing is kept or sent.
 Each for SECONDS (default 10) and three repeats, in turn; prints the share of one core as median, min
 and max over the repeats. Opening devices is not counted: a second passes before the clock starts.
 
@@ -28,11 +28,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
+import pynvml
 import serial
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # its fixtures of real machines
@@ -51,6 +53,9 @@ RATE_HZ, REPEATS = 1000.0, 3
 ONE_ZONE = {"0": "package-0"}
 ZONES = ONE_ZONE | {"0:0": "core", "0:1": "dram"}
 EDGES_US = [0, 50, 100, 150, 200, 300, 500, 1_000, 2_000, 5_000, 10_000]
+
+
+Read = Callable[[], object]
 
 
 class Counting:
@@ -138,20 +143,73 @@ def loop(files: list[Path], seconds: float) -> None:
     assert values
 
 
-def only_wake(rate: float, seconds: float, files: Sequence[Path] = (), port: str = "", size: int = 0) -> None:
-    """Wakes up as often as a sampler, reads open files, asks a BENCHLAB, and does nothing else."""
-    schedule, end = Schedule(1 / rate, time.monotonic(), seed=1), time.monotonic() + seconds
+def only_wake(rate: float, seconds: float, reads: Sequence[Read] = (), each_second: Read = time.time) -> None:
+    """Wakes up as often as a sampler, reads, and does nothing else."""
+    begin = time.monotonic()
+    schedule, end, second = Schedule(1 / rate, begin, seed=1), begin + seconds, begin
+    while (due := schedule.next(time.monotonic())) < end:
+        time.sleep(max(0.0, due - time.monotonic()))
+        for read in reads:
+            read()
+        if due >= second:
+            second += 1.0
+            each_second()
+
+
+def pread_all(files: Sequence[int]) -> None:
+    """Reads open files from their beginning."""
+    for file in files:
+        os.pread(file, 1024, 0)
+
+
+@contextmanager
+def opened(files: Sequence[Path]) -> Iterator[list[int]]:
+    """The files, open."""
     numbers = [os.open(file, os.O_RDONLY) for file in files]
-    with ExitStack() as open_port:
-        line = open_port.enter_context(serial.Serial(port, wire.BAUD_RATE)) if port else None
-        while (due := schedule.next(time.monotonic())) < end:
-            time.sleep(max(0.0, due - time.monotonic()))
-            for number in numbers:
-                os.pread(number, 1024, 0)
-            if line:
-                ask(line.fileno(), size)
+    yield numbers
     for number in numbers:
         os.close(number)
+
+
+@contextmanager
+def bare_reads(settings: Sources, with_nvml: bool) -> Iterator[list[Read]]:
+    """What the sources read each time, by bare calls: as many files, an exchange with the BENCHLAB, NVML."""
+    count = sum(sum(sizes(name, settings)) for name in ("rapl", "drm", "hwmon", "power_supply"))
+    assert settings.drm.sysfs
+    files = sorted(file for file in settings.drm.sysfs.rglob("*") if file.is_file())[:count]
+    (size,), (port,) = sizes("benchlab", settings), settings.benchlab.ports
+    with opened(files) as numbers, serial.Serial(port, wire.BAUD_RATE) as line:
+        yield [
+            partial(pread_all, numbers),
+            partial(ask, line.fileno(), size),
+            *(gpu_reads() if with_nvml else []),
+        ]
+
+
+def bare(settings: Sources, with_nvml: bool, seconds: float) -> float:
+    """All of that, and the host."""
+    with bare_reads(settings, with_nvml) as reads:
+        return measured(partial(only_wake, 20.0, seconds, reads, host_read))
+
+
+def gpu_reads() -> list[Read]:
+    """Energy and powers of the GPU, by NVIDIA's bindings."""
+    pynvml.nvmlInit()
+    gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+    powers = [pynvml.NVML_FI_DEV_POWER_INSTANT, pynvml.NVML_FI_DEV_POWER_AVERAGE]
+    return [
+        partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, gpu),
+        partial(pynvml.nvmlDeviceGetFieldValues, gpu, powers),
+    ]
+
+
+def host_read() -> None:
+    """The host, by psutil."""
+    psutil.cpu_times()
+    psutil.virtual_memory()
+    psutil.swap_memory()
+    psutil.disk_io_counters(perdisk=True)
+    psutil.net_io_counters(pernic=True)
 
 
 def ask(line: int, size: int) -> None:
@@ -275,15 +333,17 @@ def main() -> None:
             power_supply=PowerSupply(rate_hz=20.0, sysfs=laptop),
         )
         print("RAPL at 1 kHz")
-        result = shares(
-            {
-                "rapl": partial(sampled, ["rapl"], fast, seconds),
-                "open, read, sleep": partial(measured, partial(loop, files, seconds)),
-                "sleep": partial(measured, partial(only_wake, RATE_HZ, seconds)),
-                "sleep, read": partial(measured, partial(only_wake, RATE_HZ, seconds, files)),
-                "rapl, one zone": partial(sampled, ["rapl"], fast_one, seconds),
-            }
-        )
+        with opened(files) as numbers:
+            reading = partial(pread_all, numbers)
+            result = shares(
+                {
+                    "rapl": partial(sampled, ["rapl"], fast, seconds),
+                    "open, read, sleep": partial(measured, partial(loop, files, seconds)),
+                    "sleep": partial(measured, partial(only_wake, RATE_HZ, seconds)),
+                    "sleep, read": partial(measured, partial(only_wake, RATE_HZ, seconds, [reading])),
+                    "rapl, one zone": partial(sampled, ["rapl"], fast_one, seconds),
+                }
+            )
         tell(result)
         ours, theirs, asleep, *_ = map(statistics.median, result.values())
         above = (theirs - asleep) / (ours - asleep)
@@ -293,13 +353,9 @@ def main() -> None:
         print("every source at 20 Hz, host at 1 Hz")
         each = ["benchlab", "rapl", *nvml(tree), "drm", "hwmon", "power_supply", "host"]
         names_of = {"all": each} | {name: [name] for name in each}
-        count = sum(sum(sizes(name, slow)) for name in ("rapl", "drm", "hwmon", "power_supply"))
-        others = sorted(file for file in desktop.rglob("*") if file.is_file())[:count]
         ways = {way: partial(sampled, names, slow, seconds) for way, names in names_of.items()}
         ways["sleep"] = partial(measured, partial(only_wake, 20.0, seconds))
-        ways["sleep, read"] = partial(
-            measured, partial(only_wake, 20.0, seconds, others, port, *sizes("benchlab", slow))
-        )
+        ways["sleep, read"] = partial(bare, slow, "nvml" in each, seconds)
         tell(shares(ways))
 
 
