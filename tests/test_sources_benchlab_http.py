@@ -20,13 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchlab_otel import sources, wire
-from benchlab_otel.config import BenchlabHttp, Sources
+from benchlab_otel.config import BenchlabHttp, Rapl, Sources
 from benchlab_otel.simulate.device import Board, Emulator
 from benchlab_otel.simulate.truth import Load, Truth
 from benchlab_otel.sources import benchlab_http, benchlab_json
 from benchlab_otel.sources.reading import SourceError
 from benchlab_otel.timebase import anchor
 from conftest import need, wait_for
+from machines import unpack
 from pytools import pytools
 from receiving import Receiver, read_one
 from test_cli_sources import run
@@ -455,6 +456,19 @@ def test_an_input_without_a_probe_is_absent_and_the_rest_is_read(absent, key_fil
     found = [values[f"hw.temperature.TS{n}"] for n in range(1, 5)]
     assert found == pytest.approx([30.0, math.nan, 32.0, math.nan], nan_ok=True)
     assert values["hw.power.cpu"] == 36.0
+
+
+def test_a_server_is_read_in_a_thread_of_its_own_as_it_may_keep_others_waiting(key_file, tmp_path):
+    tree = unpack("thinkpad-x1-i7-8550u", tmp_path / "sys")
+    with kit(slow_s=0.0) as url:
+        http = BenchlabHttp(urls=(url,), stream=False, key_file=key_file, rate_hz=20.0)
+        settings = Sources(benchlab_http=http, rapl=Rapl(rate_hz=20.0, sysfs=tree))
+        running = sources.start(["benchlab_http", "rapl"], settings, Receiver(), "s", flush_s=0.02)
+        wait_for(lambda: all(health.readings >= 30 for health in running.health()))
+        names = [thread.name for thread in threading.enumerate()]
+        running.stop()
+    assert "benchlab-otel-benchlab_http" in names
+    assert "benchlab-otel-rota" not in names
 
 
 def test_what_is_streamed_faster_than_it_is_read_does_not_pile_up(key_file):

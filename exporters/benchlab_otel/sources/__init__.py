@@ -183,7 +183,8 @@ def _openings(source: Source, section: Any, latency: Latency) -> Callable[[str],
     """How each address of a source is opened."""
     controlled = getattr(source, "controlled", None)
     if controlled is None:
-        return lambda address: Opening(partial(source.open_reader, section, address))
+        alone = getattr(source, "OVER_NETWORK", False)
+        return lambda address: Opening(partial(source.open_reader, section, address), alone=alone)
     return cast(Callable[[str], Opening], controlled(section, latency))
 
 

@@ -47,6 +47,7 @@ from benchlab_otel.sources.benchlab_server import FAULTS, MOST_BYTES, NONE_SET, 
 from benchlab_otel.sources.reading import Reply, SourceError
 from benchlab_otel.timebase import anchor
 
+OVER_NETWORK = True
 _NO_WEBSOCKETS = "pip install 'benchlab-otel[websocket]'\nor set sources.benchlab_http.stream = false"
 _CLOSE_S = 1.0  # a server has to answer the end of a WebSocket
 _SILENT = logging.Logger("websockets", logging.CRITICAL + 1)  # it would log the key; its errors are raised

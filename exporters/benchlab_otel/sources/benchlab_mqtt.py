@@ -29,6 +29,7 @@ from benchlab_otel.sources.reading import Reply, SourceError
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessage
 
+OVER_NETWORK = True
 _NOT_SET = "set sources.benchlab_mqtt.broker to HOST:PORT"
 _ACCOUNT = "set sources.benchlab_mqtt.username and .password_file"
 _WRONG_ACCOUNT = (134, 135)  # MQTT 5.0, 2.4: bad user name or password, not authorized

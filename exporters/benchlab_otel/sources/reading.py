@@ -10,7 +10,8 @@ A source is one module of this package with two functions:
 - `open_reader(settings, address) -> Reader`: opens one and makes sure that it is what it should be,
   else SourceError.
 
-It may have `WHERE_NOTHING_IS`, what to do where `addresses` finds nothing and something should be there.
+It may have `WHERE_NOTHING_IS`, what to do where `addresses` finds nothing and something should be there, and
+`OVER_NETWORK = True`.
 A reader of what a server reads may have `paced`: whether readings come no faster however often one asks.
 
 `settings` is the source's own section of `config.Sources`. A further source is a module, a section
@@ -133,7 +134,8 @@ class Reader(Protocol):
 class Opening:
     """How a device is opened, each time; what to do when it is not opened any more.
 
-    `alone`: its readings take long now and then, as it is written to, so they are to hold up no others.
+    `alone`: its readings take long now and then, as it is written to or a network is between, so they are to
+    hold up no others.
     """
 
     open_reader: Callable[[], Reader]
@@ -144,4 +146,5 @@ class Opening:
 def columns(replies: Sequence[Reply]) -> tuple[Int, Int, tuple[Any, ...]]:
     """(start, end, raw) of replies, at least one; times in Unix ns."""
     start, end, raw = zip(*replies, strict=True)
-    return np.array(start, np.int64), np.array(end, np.int64), raw
+    times = np.array((start, end), np.int64)
+    return times[0], times[1], raw
