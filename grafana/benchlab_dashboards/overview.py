@@ -13,6 +13,9 @@ SYSTEM = ('domain="system"', 'method="conditioned"')
 FRAMES = total("pipeline_name", rate(contract.FRAMES))
 NOT_COMPLETED, IDLE = 'frame_outcome!="completed"', 'cpu_mode="idle"'
 LOST = f"sum({rate(contract.FRAMES, NOT_COMPLETED)}) / sum({rate(contract.FRAMES)})"
+READS, SOURCE = scoped(contract.COLLECT_SUCCESS), "job, instance, source, hw_id"
+ASLEEP = scoped(contract.COLLECT_FAILURES, 'reason="asleep"')
+SLEEPING = f"count({READS} == 0 and on ({SOURCE}) increase({ASLEEP}[$__rate_interval]) > 0)"
 SIMULATED = f'count(target_info{{{SCOPED},benchlab_simulated="true"}})'
 
 NOW = Row(
@@ -56,9 +59,9 @@ NOW = Row(
         ),
         number(
             "Sources that fail",
-            "Sources whose last reading did not work. Health tells which and why.",
+            "Sources whose last reading did not work, without GPUs that sleep. Health tells which and why.",
             "none",
-            Query(f"sum(1 - {scoped(contract.COLLECT_SUCCESS)})"),
+            Query(f"sum(1 - {READS}) - ({SLEEPING} or 0 * sum({READS}))"),
             absent="no source runs",
             bad_above=0.5,
         ),
