@@ -53,8 +53,6 @@ RATE_HZ, REPEATS = 1000.0, 3
 ONE_ZONE = {"0": "package-0"}
 ZONES = ONE_ZONE | {"0:0": "core", "0:1": "dram"}
 EDGES_US = [0, 50, 100, 150, 200, 300, 500, 1_000, 2_000, 5_000, 10_000]
-
-
 Read = Callable[[], object]
 
 
@@ -159,7 +157,7 @@ def only_wake(rate: float, seconds: float, reads: Sequence[Read] = (), each_seco
 def pread_all(files: Sequence[int]) -> None:
     """Reads open files from their beginning."""
     for file in files:
-        os.pread(file, 1024, 0)
+        os.pread(file, 32, 0)
 
 
 @contextmanager
@@ -175,15 +173,13 @@ def opened(files: Sequence[Path]) -> Iterator[list[int]]:
 def bare_reads(settings: Sources, with_nvml: bool) -> Iterator[list[Read]]:
     """What the sources read each time, by bare calls: as many files, an exchange with the BENCHLAB, NVML."""
     count = sum(sum(sizes(name, settings)) for name in ("rapl", "drm", "hwmon", "power_supply"))
-    assert settings.drm.sysfs
     files = sorted(file for file in settings.drm.sysfs.rglob("*") if file.is_file())[:count]
     (size,), (port,) = sizes("benchlab", settings), settings.benchlab.ports
     with opened(files) as numbers, serial.Serial(port, wire.BAUD_RATE) as line:
-        yield [
-            partial(pread_all, numbers),
-            partial(ask, line.fileno(), size),
-            *(gpu_reads() if with_nvml else []),
-        ]
+        readable = select.poll()
+        readable.register(line, select.POLLIN)
+        exchange = partial(ask, line.fileno(), readable, size)
+        yield [partial(pread_all, numbers), exchange, *(gpu_reads() if with_nvml else [])]
 
 
 def bare(settings: Sources, with_nvml: bool, seconds: float) -> float:
@@ -212,10 +208,8 @@ def host_read() -> None:
     psutil.net_io_counters(pernic=True)
 
 
-def ask(line: int, size: int) -> None:
+def ask(line: int, readable: select.poll, size: int) -> None:
     """One reading of a BENCHLAB."""
-    readable = select.poll()
-    readable.register(line, select.POLLIN)
     os.write(line, bytes([wire.READ_SENSORS]))
     while size and readable.poll(1e3):
         size -= len(os.read(line, size))

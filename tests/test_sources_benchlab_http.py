@@ -412,12 +412,8 @@ class Kit(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def kit(every_s: float = Kit.every_s, slow_s: float = Kit.slow_s, **change):
     handler = type("Kit", (Kit,), {"change": change, "every_s": every_s, "slow_s": slow_s})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
+    with serving(handler) as place:
+        yield f"http://{place}"
 
 
 @pytest.fixture

@@ -52,9 +52,8 @@ _MODES = {  # psutil's names to those of the semantic conventions; guest is in u
     "irq": "interrupt", "softirq": "interrupt", "steal": "steal",
 }  # fmt: skip
 _SMALL_FALL_S = 3.0  # of a processor time; as in node_exporter
-_NO_DISK = re.compile(
-    r"(loop|z?ram|zd)\d+"
-)  # in files, in memory, of ZFS: none, or counted by the disks below
+# In files, in memory, of ZFS: no disks, or counted by the disks below.
+_NO_DISK = re.compile(r"(loop|z?ram|zd)\d+")
 _NO_PROC = "mount the host's /proc there (sources.host.procfs), or unset that setting"
 _Value = tuple[Metric, tuple[str, ...], float]  # metric, label values, value
 
