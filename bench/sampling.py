@@ -11,7 +11,7 @@ the kernel's drivers as the /sys of real machines (tests/sysfs): so without the 
 "sleep" is again the wakes alone, "sleep, read" makes the same reads by bare calls in one loop (as many files,
 the BENCHLAB's port, NVIDIA's bindings, and psutil each second), and nothing is kept or sent.
 Each for SECONDS (default 10) and three repeats, in turn; prints the share of one core as median, min
-and max over the repeats. Opening devices is not counted: a second passes before the clock starts.
+and max over the repeats. Opening devices is not counted: three seconds pass before the clock starts.
 
 Lateness is the instant of a reading (its span's start) minus the instant that was planned for it.
 """
@@ -22,6 +22,7 @@ import ctypes
 import os
 import select
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -50,6 +51,7 @@ from benchlab_otel.timebase import anchor
 from machines import unpack
 
 RATE_HZ, REPEATS = 1000.0, 3
+SETTLED_S = 3.0  # devices come together when they first tell
 ONE_ZONE = {"0": "package-0"}
 ZONES = ONE_ZONE | {"0:0": "core", "0:1": "dram"}
 EDGES_US = [0, 50, 100, 150, 200, 300, 500, 1_000, 2_000, 5_000, 10_000]
@@ -113,7 +115,7 @@ def sampled(names: list[str], settings: Sources, seconds: float) -> float:
     """Our sources."""
     sink = Counting()
     running = sources.start(names, settings, sink, "bench")
-    time.sleep(1.0)
+    time.sleep(SETTLED_S)
     share = measured(lambda: time.sleep(seconds))
     running.stop()
     for health in running.health():
@@ -257,7 +259,7 @@ def lateness(tree: Path, seconds: float) -> np.ndarray:
         [],
         sink,
         lambda device: {},
-        flush_s=0.5,
+        flush_s=lambda: 1.0,
         metrics_s=1.0,
     )
     runner.start()
@@ -283,15 +285,19 @@ def show_histogram(late: np.ndarray) -> None:
 
 @contextmanager
 def emulator() -> Iterator[str]:
-    """The port of an emulated device in another process."""
+    """The port of an emulated device in another process; not a child, which the host would read as a pipeline.
+    """
     program = "from benchlab_otel.cli import main; main()"
     command = [sys.executable, "-c", program, "emulate", "--seed", "1", "--watts", "EPS1=80"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    shell = ["sh", "-c", '"$@" & echo $!', "sh", *command]
+    with subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
+        number = int(process.stdout.readline())
+        process.wait()
         try:
             yield process.stdout.readline().strip()
         finally:
-            process.terminate()
+            os.kill(number, signal.SIGTERM)
 
 
 def nvml(folder: Path) -> list[str]:

@@ -73,7 +73,7 @@ class Device:
 @pytest.fixture
 def rota():
     before = set(threading.enumerate())
-    yield Rota(Schedule(PERIOD_S, time.monotonic(), 1), TELL_S, LONGEST_S / PERIOD_S)
+    yield Rota(Schedule(PERIOD_S, time.monotonic(), 1), lambda: TELL_S, LONGEST_S / PERIOD_S)
     wait_for(lambda: set(threading.enumerate()) <= before)  # its threads end with the last device
 
 

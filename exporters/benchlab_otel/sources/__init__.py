@@ -35,6 +35,7 @@ NAMES = ("benchlab", "benchlab_http", "benchlab_mqtt", "rapl", "nvml", "drm", "h
 
 LOOK_S = 3.0
 STOP_S = 8.0  # all devices together: who asks for an end often waits 10 s before it kills
+LIVE_FLUSH_S = 0.5  # joules of frames wait for the samples
 PACED_PAUSE_S = 0.01  # between requests for what a server has at its own pace
 APART_S = 0.001  # between readings of one instant, so that they do not wait for each other
 Latency = Callable[[], float | None]
@@ -124,22 +125,27 @@ def start(
     sink: Sink,
     session_id: str,
     resource_extra: Mapping[str, Scalar] | None = None,
-    flush_s: float = 0.5,
+    flush_s: float = 1.0,
     metrics_s: float = 1.0,
     latency: Latency = lambda: None,
 ) -> Running:
     """Reads the named sources until `stop` is called: quick devices of one rate together, others each alone.
 
     A device that is not there or not readable is no error: its health says so and it is tried
-    again. `latency` is that of the latest frames (s), for a device whose control shows it. Raises ValueError
-    for a name that is no source, and for a control that can't be.
+    again. `latency` is that of the latest frames (s), None without: a device's control may show it, and while
+    frames come samples are handed over at least each LIVE_FLUSH_S. Raises ValueError for a name that is no
+    source, and for a control that can't be.
     """
+
+    def tell_s() -> float:
+        return flush_s if latency() is None else min(flush_s, LIVE_FLUSH_S)
+
     found = {name: (load(name), getattr(settings, name)) for name in names}
     openings = {name: _openings(source, section, latency) for name, (source, section) in found.items()}
     seed, now = random.getrandbits(64), time.monotonic()
     begins = count(now, APART_S)
     rates = {section.rate_hz for _, section in found.values()}
-    rotas = {rate: Rota(Schedule(1.0 / rate, now, seed), flush_s) for rate in rates}
+    rotas = {rate: Rota(Schedule(1.0 / rate, now, seed), tell_s) for rate in rates}
 
     def new_runner(place: _Place) -> Runner:
         name, address = place
@@ -154,7 +160,7 @@ def start(
             [Seat(rotas[base], every) for base, every in seats],
             sink,
             partial(_resource, name, session_id, resource_extra or {}),
-            flush_s,
+            tell_s,
             metrics_s,
             opening.finish,
         )

@@ -255,9 +255,19 @@ def _pids(settings: Host) -> list[int]:
     """All of them, in order."""
     own: list[int] = []
     with suppress(OSError, ValueError):  # not getpid(): procfs may be the host's, which numbers differently
-        own = list(_children(settings.procfs, int((settings.procfs / "self").readlink().name)))
+        if _has_children():
+            own = list(_children(settings.procfs, int((settings.procfs / "self").readlink().name)))
     named = [pid for cgroup in settings.cgroups for pid in _of_cgroup(settings.sysfs, cgroup)]
     return sorted({*own, *settings.pids, *named})
+
+
+def _has_children() -> bool:
+    """Whether this process has any: one call, where the kernel's lists are a file for each thread."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # reaps none
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _children(procfs: Path, pid: int) -> Iterator[int]:

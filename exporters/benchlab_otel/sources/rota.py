@@ -55,12 +55,12 @@ class Turn:
 
 
 class Rota:
-    """The devices that are read by one schedule, and tell each `tell_s`.
+    """The devices that are read by one schedule, and tell each `tell_s()` seconds.
 
     A reading may take `quick` of its period.
     """
 
-    def __init__(self, schedule: Schedule, tell_s: float, quick: float = QUICK) -> None:
+    def __init__(self, schedule: Schedule, tell_s: Callable[[], float], quick: float = QUICK) -> None:
         self._schedule, self._tell_s = schedule, tell_s
         self._longest_s = quick * schedule.period
         self._tell_due = 0.0
@@ -124,14 +124,26 @@ class Rota:
         while (period := self._next_period(me)) is not None:
             deadline, due = period
             time.sleep(max(0.0, deadline - time.monotonic()))
-            for turn in due:
-                if self._has(me, turn):
-                    self._read(turn)
+            self._read_all(me, due)
             if deadline >= self._tell_due:
-                self._tell_due = multiple_after(deadline, self._tell_s)
+                self._tell_due = multiple_after(deadline, self._tell_s())
                 for turn in self._turns:
                     if self._has(me, turn):
                         self._tell(turn, deadline)
+
+    def _read_all(self, me: Thread, due: list[Turn]) -> None:
+        """Reads devices one after another, with few calls of functions: they cost most just after a sleep."""
+        for turn in due:
+            if self._has(me, turn):
+                begin = time.monotonic()
+                try:
+                    turn.replies.append(turn.read())
+                except Exception as error:  # raised in `take`
+                    turn.end(error)
+                turn.lasted = lasted = time.monotonic() - begin
+                if lasted > self._longest_s:
+                    turn.ended.set()
+                turn.lock.release()
 
     def _next_period(self, me: Thread) -> tuple[float, list[Turn]] | None:
         """Deadline and devices of the next period; None for a thread that is not needed."""
@@ -140,15 +152,17 @@ class Rota:
                 self._threads.discard(me)
                 return None
             deadline = self._schedule.next(time.monotonic())
-            number = self._schedule.number
-            due = [turn for turn in self._turns if turn.due <= number]
-            for guest in (turn for turn in due if turn.every > 1):
-                guest.due = self._drawn(number // guest.every + 1, guest.every)
+            number, due = self._schedule.number, []
+            for turn in self._turns:
+                if turn.due <= number:
+                    due.append(turn)
+                    if turn.every > 1:
+                        turn.due = self._drawn(number // turn.every + 1, turn.every)
             return deadline, due
 
     def _has(self, me: Thread, turn: Turn) -> bool:
         """Takes the lock of a device, unless its turn has ended or this thread was given up."""
-        if not turn.lock.acquire(timeout=HANGS_S):
+        if not turn.lock.acquire(True, HANGS_S):
             self._give_up(turn)
             return False
         turn.thread = me
@@ -156,18 +170,6 @@ class Rota:
             return True
         turn.lock.release()
         return False
-
-    def _read(self, turn: Turn) -> None:
-        """Reads a device, and lets go of it."""
-        begin = time.monotonic()
-        try:
-            turn.replies.append(turn.read())
-        except Exception as error:  # raised in `take`
-            turn.end(error)
-        turn.lasted = time.monotonic() - begin
-        if turn.lasted > self._longest_s:
-            turn.ended.set()
-        turn.lock.release()
 
     def _tell(self, turn: Turn, deadline: float) -> None:
         """Hands on what a device has said, and lets go of it."""

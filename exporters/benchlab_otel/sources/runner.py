@@ -59,6 +59,7 @@ class Runner:
     """Reads one device until `stop`, then calls `finish`.
 
     `resource_of` gives the resource of what a device sends; of the `seats` among others the first is best.
+    Samples are told each `flush_s()` seconds, metrics each `metrics_s`.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Runner:
         seats: Sequence[Seat],
         sink: Sink,
         resource_of: Callable[[Device | None], Resource],
-        flush_s: float,
+        flush_s: Callable[[], float],
         metrics_s: float,
         finish: Callable[[], None] = lambda: None,
     ) -> None:
@@ -250,7 +251,7 @@ class Runner:
         if moment < self._flush_due:
             return
         self._flush(reader)
-        self._flush_due = multiple_after(moment, self._flush_s)
+        self._flush_due = multiple_after(moment, self._flush_s())
         if moment >= self._metrics_due and self._latest is not None:
             self._publish_metrics()
             self._metrics_due = multiple_after(moment, self._metrics_s)

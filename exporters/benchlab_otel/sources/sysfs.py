@@ -202,13 +202,14 @@ class SensorReader:
         SourceError "lost" when nothing can be read any more, and where a device came or went: then all are
         to be looked for again.
         """
-        if time.monotonic_ns() >= self._look_due:
-            self._look()
         start = time.monotonic_ns()
+        if start >= self._look_due:
+            self._look()
+            start = time.monotonic_ns()
         texts = self._fast_texts.read()
         end = time.monotonic_ns()
-        if self._fast:
-            self._expect_any(texts)
+        if not any(texts) and self._fast:
+            raise self._lost()
         return start + self._offset_ns, end + self._offset_ns, texts
 
     def _look(self) -> None:
@@ -218,17 +219,16 @@ class SensorReader:
         is_slow_due = time.monotonic_ns() >= self._slow_due
         if is_slow_due:
             said = self._slow_texts.read()
-            if not self._fast:
-                self._expect_any(said)
+            if not any(said) and not self._fast:
+                raise self._lost()
             self._slow_values = self._slow_texts.values([said])[0]
         now = time.monotonic_ns()
         self._look_due = now + int(LOOK_EVERY_S * 1e9)
         if is_slow_due:
             self._slow_due = now + self._slow_ns
 
-    def _expect_any(self, texts: Sequence[bytes | None]) -> None:
-        if not any(texts):
-            raise SourceError("lost", f"{self.device.description}: no sensor can be read any more")
+    def _lost(self) -> SourceError:
+        return SourceError("lost", f"{self.device.description}: no sensor can be read any more")
 
     def decode(self, replies: Sequence[Reply]) -> Iterator[Batch]:
         """The values; SourceError where a counter of energy fell, or rose by what can't be."""
