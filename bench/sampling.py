@@ -285,8 +285,7 @@ def show_histogram(late: np.ndarray) -> None:
 
 @contextmanager
 def emulator() -> Iterator[str]:
-    """The port of an emulated device in another process; not a child, which the host would read as a pipeline.
-    """
+    """The port of an emulated device in another process: no child, as those are read as the pipeline's."""
     program = "from benchlab_otel.cli import main; main()"
     command = [sys.executable, "-c", program, "emulate", "--seed", "1", "--watts", "EPS1=80"]
     shell = ["sh", "-c", '"$@" & echo $!', "sh", *command]

@@ -16,9 +16,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
-from benchlab_otel.otlp.client import OtlpClient, Target, target
+from benchlab_otel.otlp.client import JOINED_BYTES, OtlpClient, Target, target
 from benchlab_otel.otlp.encode import SpanBatch, encode_request
 from conftest import free_ports, wait_for
 
@@ -39,7 +42,12 @@ class Server:
     paths: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     answers: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
+    refuses: bytes = b"nothing"  # what has this in it
     endpoint: str = ""
+
+    def received(self, path: str = "/v1/traces") -> bytes:
+        """All bodies of a path: how requests are joined depends on when they came."""
+        return b"".join(body for body, at in zip(self.bodies, self.paths, strict=True) if at == path)
 
 
 def handler_of(server: Server) -> type[BaseHTTPRequestHandler]:
@@ -49,6 +57,8 @@ def handler_of(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             status, headers, content = server.answers.pop(0) if server.answers else (200, {}, b"")
+            if server.refuses in body:
+                status, content = 400, b"\x08\x03\x12\x0ctrace id bad"  # google.rpc.Status
             if status == 200:
                 server.bodies.append(body)
                 server.paths.append(self.path)
@@ -84,12 +94,31 @@ def test_both_signals_in_order_over_one_connection() -> None:
             client.traces(request(f"span-{number}"))
         client.metrics(b"")
         client.close()
-        assert server.bodies == [*(request(f"span-{n}") for n in range(20)), b""]
-        assert server.paths == ["/v1/traces"] * 20 + ["/v1/metrics"]
+        assert server.received() == b"".join(request(f"span-{n}") for n in range(20))
+        assert server.received("/v1/metrics") == b""
+        assert set(server.paths) == {"/v1/traces", "/v1/metrics"}
         assert {h["content-type"] for h in server.headers} == {"application/x-protobuf"}
         assert {h["x-team"] for h in server.headers} == {"video"}
         assert client.sent == 21
         assert not client.lost
+
+
+def test_what_comes_together_goes_together_within_bounds() -> None:
+    meters = [request(f"meter-{n}") for n in range(10)]
+    large = [request(f"frame-{n}", JOINED_BYTES // 100) for n in range(3)]
+    assert JOINED_BYTES // 2 < len(large[0]) < JOINED_BYTES
+    with serving() as server:
+        client = OtlpClient(server.endpoint, environ=NO_SETTINGS)
+        for body in (*meters, *large):
+            client.traces(body)
+            client.metrics(b"")
+        client.close()
+        assert server.received() == b"".join((*meters, *large))
+        joined = ExportTraceServiceRequest.FromString(server.bodies[0])
+        names = [r.scope_spans[0].spans[0].name for r in joined.resource_spans]
+        assert names[:2] == ["meter-0", "meter-1"]
+        assert 3 <= server.paths.count("/v1/traces") <= 5  # no two large ones in one
+        assert server.paths.count("/v1/metrics") <= 3
 
 
 def test_gzip() -> None:
@@ -110,20 +139,22 @@ def test_a_busy_server_is_asked_again(status: int) -> None:
         client.traces(request("b"))
         wait_for(lambda: client.sent == 2)
         client.close()
-        assert server.bodies == [request("a"), request("b")]
+        assert server.received() == request("a") + request("b")
         assert not client.lost
 
 
 def test_a_refused_request_is_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    message = b"\x08\x03\x12\x0ctrace id bad"  # google.rpc.Status
     with serving() as server, caplog.at_level(logging.WARNING):
-        server.answers = [(400, {}, message)] * 2
+        server.refuses = b"bad"
         client = OtlpClient(server.endpoint, headers={"authorization": "secret"}, environ=NO_SETTINGS)
-        for _ in range(3):
-            client.traces(request("frame", 5))
+        for name in ("bad 1", "good 1", "bad 2", "good 2"):
+            client.traces(request(name, 5))
+        wait_for(lambda: client.sent == 2 and client.lost.total() == 10)
+        client.traces(request("good 3"))
         client.close()
         assert client.lost == {"rejected": 10}
-        assert client.sent == 1
+        assert client.sent == 3
+        assert server.received() == request("good 1", 5) + request("good 2", 5) + request("good 3")
     assert [r.getMessage().partition(": ")[2] for r in caplog.records] == ["HTTP 400: trace id bad"]
     assert "secret" not in caplog.text
 
@@ -166,7 +197,7 @@ def test_spilled_while_down_and_sent_in_order_when_back(tmp_path: Path) -> None:
             client.traces(body)
         wait_for(lambda: client.sent == 30)
         client.close()
-        assert server.bodies == bodies
+        assert server.received() == b"".join(bodies)
     assert not client.lost
     assert not list(tmp_path.glob("*/*.traces"))
 
@@ -186,7 +217,7 @@ def test_the_spill_survives_the_process_and_is_bounded(tmp_path: Path) -> None:
         second.traces(request("new"))
         wait_for(lambda: second.sent == len(kept) + 1)
         second.close()
-        assert server.bodies == [*bodies[: len(kept)], request("new")]
+        assert server.received() == b"".join([*bodies[: len(kept)], request("new")])
 
 
 def test_two_clients_keep_their_spills_apart(tmp_path: Path) -> None:
@@ -240,30 +271,32 @@ def test_grpc(compression: str) -> None:
         client.traces(request("a"))
         client.traces(request("b", 1000))
         client.close()
-    assert [body for body, _ in received] == [request("a"), request("b", 1000)]
+    assert b"".join(body for body, _ in received) == request("a") + request("b", 1000)
     assert {metadata["x-team"] for _, metadata in received} == {"video"}
     assert client.sent == 2
 
 
 def test_grpc_unavailable_is_retried_and_invalid_is_not(caplog: pytest.LogCaptureFixture) -> None:
-    codes = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT]
+    codes = [grpc.StatusCode.UNAVAILABLE]
     received: list[bytes] = []
 
     def answer(body: bytes, context: Any) -> bytes:
         if codes:
             context.abort(codes.pop(0), "not now")
+        if b"bad" in body:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not so")
         received.append(body)
         return b""
 
     with serving_grpc(answer) as endpoint, caplog.at_level(logging.WARNING):
         client = OtlpClient(endpoint, protocol="grpc", environ=NO_SETTINGS)
-        client.traces(request("a", 3))
+        client.traces(request("bad", 3))
         client.traces(request("b"))
         wait_for(lambda: client.sent == 1)
         client.close()
     assert received == [request("b")]
     assert client.lost == {"rejected": 3}
-    assert "gRPC INVALID_ARGUMENT: not now" in caplog.text
+    assert "gRPC INVALID_ARGUMENT: not so" in caplog.text
 
 
 # -- settings ---------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """A sink that sends OTLP requests over HTTP or gRPC from its own thread, and never blocks the caller.
 
 Endpoints, headers, time limits, compression and certificates come from the variables of the
-OpenTelemetry specification (protocol/exporter.md) where the caller does not give them. What cannot
+OpenTelemetry specification (protocol/exporter.md) where the caller does not give them. Requests that come
+within LINGER_S go as one: one after another their fields are a message, too. What cannot
 be sent waits in memory, then on disk (`spill`), and is counted in `lost` when there is no room.
 Delivery is at least once: a request whose answer got lost is sent again.
 """
@@ -19,9 +20,11 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
@@ -53,6 +56,8 @@ _GRPC_METHODS = {
     "metrics": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
 }
 _SPILL_VARIABLE = "BENCHLAB_OTEL_SPILL_DIR"
+LINGER_S = 0.02  # to put it on its way costs more than to encode what a meter says in a second
+JOINED_BYTES = 1 << 20  # servers take 4 MiB, some less
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 
 
@@ -289,6 +294,17 @@ def _status_message(content: bytes) -> str:
 # -- the client -------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What goes next: `count` requests in one, and what to do when that is dealt with, or must wait."""
+
+    signal: Signal
+    body: bytes
+    count: int
+    done: Callable[[], object]
+    keep: Callable[[], None]
+
+
 class OtlpClient:
     """A `Sink` with a bounded queue, a sender thread, retries and, if asked for, a spill directory.
 
@@ -341,11 +357,13 @@ class OtlpClient:
 
     def _start(self) -> None:
         self._spill = Spill(self._spill_at, self._spill_bytes) if self._spill_at else None
-        self._queue: deque[tuple[Signal, bytes]] = deque()
-        self._queued = 0
+        self._queues: dict[Signal, deque[bytes]] = {signal: deque() for signal in SIGNALS}
+        self._queued = 0  # bytes
+        self._alone: Counter[Signal] = Counter()  # requests that go one by one
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._told: set[str] = set()
+        self._signal: Signal = "metrics"  # sent last
         self._transports: dict[Signal, Transport] = {}
         self._thread = threading.Thread(target=self._run, name="otlp-client", daemon=True)
         self._thread.start()
@@ -370,9 +388,10 @@ class OtlpClient:
             if self._closing_at is not None:
                 self._give_up(signal, body, "closed")
             elif self._queued + len(body) <= self._queue_bytes:
-                self._queue.append((signal, body))
+                if not any(self._queues.values()):
+                    self._changed.notify()
+                self._queues[signal].append(body)
                 self._queued += len(body)
-                self._changed.notify()
             else:
                 self._give_up(signal, body, "queue full")
 
@@ -384,18 +403,21 @@ class OtlpClient:
 
     def _run(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while (request := self._next()) is not None:
-            signal, body, done, keep = request
+        while (waiting := self._next()) is not None:
+            signal, body = waiting.signal, waiting.body
             answer = self._send(signal, body)
             if answer.ok or not answer.retry:
-                done()
-                self._settle(signal, body, answer)
                 pause_s = _FIRST_PAUSE_S
+                if not answer.ok and waiting.count > 1:
+                    self._alone[signal] = waiting.count  # one of them may be what the server refuses
+                    continue
+                waiting.done()
+                self._settle(waiting, answer)
                 continue
             self._tell(
                 answer.kind, "OTLP %s: %s: %s; retrying", self._url(signal), answer.kind, answer.message
             )
-            keep()
+            waiting.keep()
             if not self._wait(answer.wait_s or pause_s * random.uniform(0.8, 1.2)):
                 break
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
@@ -403,43 +425,66 @@ class OtlpClient:
         for transport in self._transports.values():
             transport.close()
 
-    def _next(self) -> tuple[Signal, bytes, Callable[[], object], Callable[[], None]] | None:
-        """The oldest request with what to do when it is dealt with or when it must wait; None = closed."""
+    def _next(self) -> _Waiting | None:
+        """The oldest requests; None = closed."""
         if self._spill is not None and (oldest := self._spill.first()) is not None:
             spill, (spilled, body) = self._spill, oldest
             self._move_to_spill()
             signal: Signal = "traces" if spilled.signal == "traces" else "metrics"
-            return None if self._late() else (signal, body, lambda: spill.remove(spilled), lambda: None)
+            remove = partial(spill.remove, spilled)
+            return None if self._late() else _Waiting(signal, body, 1, remove, lambda: None)
         with self._changed:
-            while not self._queue:
+            while not any(self._queues.values()):
                 if self._closing_at is not None:
                     return None
                 self._changed.wait()
-            if self._late():
-                return None
-            signal, body = self._queue[0]
-        return signal, body, self._pop, self._move_to_spill
+        if self._closing_at is None:
+            time.sleep(LINGER_S)
+        return None if self._late() else self._joined()
+
+    def _joined(self) -> _Waiting:
+        """As many requests of one signal as may go together; the signals take turns where both have some."""
+        with self._lock:
+            signal = max(SIGNALS, key=lambda s: (bool(self._queues[s]), s != self._signal))
+            queue = self._queues[signal]
+            count, size = 1, len(queue[0])
+            while not self._alone[signal] and count < len(queue) and size + len(queue[count]) <= JOINED_BYTES:
+                size += len(queue[count])
+                count += 1
+            body = b"".join(islice(queue, count))
+        self._signal = signal
+        return _Waiting(signal, body, count, partial(self._dealt_with, signal, count), self._move_to_spill)
+
+    def _dealt_with(self, signal: Signal, count: int) -> None:
+        for _ in range(count):
+            self._pop(signal)
+        self._alone[signal] = max(0, self._alone[signal] - count)
 
     def _late(self) -> bool:
         return self._closing_at is not None and time.monotonic() >= self._closing_at
 
-    def _pop(self) -> tuple[Signal, bytes]:
+    def _pop(self, signal: Signal) -> bytes:
         with self._lock:
-            signal, body = self._queue.popleft()
+            body = self._queues[signal].popleft()
             self._queued -= len(body)
-            return signal, body
+            return body
 
     def _move_to_spill(self) -> None:
         """Everything queued goes behind what is on disk already, so that order is kept."""
-        while self._spill is not None and self._queue:
-            signal, body = self._pop()
-            if not self._spill.append(signal, body):
-                self._give_up(signal, body, "spill full")
+        if self._spill is not None:
+            for signal, body in self._take_all():
+                if not self._spill.append(signal, body):
+                    self._give_up(signal, body, "spill full")
+
+    def _take_all(self) -> Iterator[tuple[Signal, bytes]]:
+        for signal, queue in self._queues.items():
+            while queue:
+                yield signal, self._pop(signal)
 
     def _keep_rest(self) -> None:
         self._move_to_spill()
-        while self._queue:
-            self._give_up(*self._pop(), "closed")
+        for signal, body in self._take_all():
+            self._give_up(signal, body, "closed")
         if self._spill is not None:
             self._spill.close()
 
@@ -461,13 +506,14 @@ class OtlpClient:
                 return Answer(False, retry=True, kind="certificate", message=str(error))
         return self._transports[signal].send(body)
 
-    def _settle(self, signal: Signal, body: bytes, answer: Answer) -> None:
-        """Counts a delivered or refused request, and what the server refused of a delivered one."""
+    def _settle(self, waiting: _Waiting, answer: Answer) -> None:
+        """Counts delivered or refused requests, and what the server refused of delivered ones."""
+        signal = waiting.signal
         if not answer.ok:
-            self.lost["rejected"] += count_items(signal, body)
+            self.lost["rejected"] += count_items(signal, waiting.body)
             self._tell(answer.kind, "OTLP %s: %s: %s", self._url(signal), answer.kind, answer.message)
             return
-        self.sent += 1
+        self.sent += waiting.count
         rejected, message = partial_success(signal, answer.body)
         if rejected:
             self.lost["rejected"] += rejected
