@@ -5,11 +5,12 @@
 RAPL at 1 kHz on a powercap tree of three zones, and on one of one zone, encoded into a sink that
 counts; the loop opens and reads the three files, sleeps for a millisecond and keeps nothing; "sleep"
 only wakes up a thousand times a second: what this machine's kernel (and hypervisor) takes for that
-alone, and "sleep, read" reads the three files besides. Then every source
-at 20 Hz (host at 1 Hz), BENCHLAB as an emulator in another process and NVML as the tests' stub library,
-the kernel's drivers as the /sys of real machines (tests/sysfs): so without the time that a driver takes;
-"sleep" is again the wakes alone, "sleep, read" makes the same reads by bare calls in one loop (as many files,
-the BENCHLAB's port, NVIDIA's bindings, and psutil each second), and nothing is kept or sent.
+alone, and "sleep, read" reads the three files besides. Then every source at 20 Hz (host at 1 Hz), BENCHLAB
+as an emulator in another process and NVML as the tests' stub library, the kernel's drivers as the /sys of
+real machines (tests/sysfs): so without the time that a driver takes. "sent by OTLP": not into a sink that
+counts, but to a server in another process. "sleep" is again the wakes alone, "sleep, read" makes the same
+reads by bare calls in one loop (as many files, the BENCHLAB's port, NVIDIA's bindings, and psutil each
+second), and nothing is kept or sent. Each of these has a process of its own.
 Each for SECONDS (default 10) and three repeats, in turn; prints the share of one core as median, min
 and max over the repeats. Opening devices is not counted: three seconds pass before the clock starts.
 
@@ -29,8 +30,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from benchlab_otel import sources, wire
 from benchlab_otel.config import Benchlab, Drm, Hwmon, Nvml, PowerSupply, Rapl, Sources
+from benchlab_otel.otlp.client import OtlpClient
 from benchlab_otel.sources import rapl
 from benchlab_otel.sources.runner import Runner
 from benchlab_otel.sources.schedule import Schedule
@@ -111,9 +115,9 @@ def fixture(root: Path, zones: dict[str, str] = ZONES) -> list[Path]:
 # -- what is compared: each runs for some seconds ---------------------------------------------
 
 
-def sampled(names: list[str], settings: Sources, seconds: float) -> float:
-    """Our sources."""
-    sink = Counting()
+def sampled(names: list[str], settings: Sources, seconds: float, endpoint: str = "") -> float:
+    """Our sources, into a sink that counts, or sent to an endpoint."""
+    sink = OtlpClient(endpoint, environ={}) if endpoint else Counting()
     running = sources.start(names, settings, sink, "bench")
     time.sleep(SETTLED_S)
     share = measured(lambda: time.sleep(seconds))
@@ -122,8 +126,20 @@ def sampled(names: list[str], settings: Sources, seconds: float) -> float:
         assert health.ok, health.message
         expected = seconds * getattr(settings, health.source).rate_hz
         assert health.readings > 0.9 * expected - 1, f"{health.source}: {health.readings} readings"
-    assert sink.bytes
+    if isinstance(sink, OtlpClient):
+        sink.close()
+        assert sink.sent
+        assert not sink.lost
+    else:
+        assert sink.bytes
     return share
+
+
+def fresh(way: Callable[[], float], library: str) -> float:
+    """What a way takes in a new process, as an exporter is one: what ran before scatters its memory."""
+    loading = (ctypes.CDLL, (library,)) if library else (None, ())
+    with ProcessPoolExecutor(1, get_context("spawn"), *loading) as pool:
+        return pool.submit(way).result()
 
 
 def measured(way: Callable[[], None]) -> float:
@@ -285,9 +301,40 @@ def show_histogram(late: np.ndarray) -> None:
 
 @contextmanager
 def emulator() -> Iterator[str]:
-    """The port of an emulated device in another process: no child, as those are read as the pipeline's."""
+    """The port of an emulated device in another process."""
     program = "from benchlab_otel.cli import main; main()"
-    command = [sys.executable, "-c", program, "emulate", "--seed", "1", "--watts", "EPS1=80"]
+    options = ["--seed", "1", "--watts", "EPS1=80"]
+    with in_background([sys.executable, "-c", program, "emulate", *options]) as port:
+        yield port
+
+
+_TAKES_ALL = """
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@contextmanager
+def backend() -> Iterator[str]:
+    """The endpoint of a server that takes all, in another process."""
+    with in_background([sys.executable, "-c", _TAKES_ALL]) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def in_background(command: Sequence[str]) -> Iterator[str]:
+    """The first line that a command says. It is no child, as those are read as the pipeline's."""
     shell = ["sh", "-c", '"$@" & echo $!', "sh", *command]
     with subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
@@ -299,23 +346,23 @@ def emulator() -> Iterator[str]:
             os.kill(number, signal.SIGTERM)
 
 
-def nvml(folder: Path) -> list[str]:
-    """The source, with the stub loaded, which the bindings then get by its name; none without a compiler."""
+def nvml(folder: Path) -> str:
+    """The stub, loaded here, which the bindings then get by its name; "" without a compiler."""
     if not shutil.which("gcc"):
         print("nvml is left out: no gcc to build the stub with")
-        return []
+        return ""
     tests, library = Path(__file__).parents[1] / "tests/nvml", folder / "libnvidia-ml.so.1"
     options = ["-shared", "-fPIC", "-O2", "-pthread", f"-Wl,-soname,{library.name}"]
     subprocess.run(["gcc", *options, "-o", library, tests / "stub.c"], check=True)
     os.environ["NVML_STUB"] = str(tests / "full.txt")
     ctypes.CDLL(str(library))
-    return ["nvml"]
+    return str(library)
 
 
 def main() -> None:
     """Prints the comparison."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
-    with tempfile.TemporaryDirectory() as folder, emulator() as port:
+    with tempfile.TemporaryDirectory() as folder, emulator() as port, backend() as endpoint:
         tree = Path(folder)
         files = fixture(tree)
         fixture(tree / "one", ONE_ZONE)
@@ -350,12 +397,16 @@ def main() -> None:
         print("lateness")
         show_histogram(lateness(tree, seconds))
         print("every source at 20 Hz, host at 1 Hz")
-        each = ["benchlab", "rapl", *nvml(tree), "drm", "hwmon", "power_supply", "host"]
+        library = nvml(tree)
+        each = ["benchlab", "rapl", "nvml", "drm", "hwmon", "power_supply", "host"]
+        if not library:
+            each.remove("nvml")
         names_of = {"all": each} | {name: [name] for name in each}
         ways = {way: partial(sampled, names, slow, seconds) for way, names in names_of.items()}
+        ways["all, sent by OTLP"] = partial(sampled, each, slow, seconds, endpoint)
         ways["sleep"] = partial(measured, partial(only_wake, 20.0, seconds))
         ways["sleep, read"] = partial(bare, slow, "nvml" in each, seconds)
-        tell(shares(ways))
+        tell(shares({name: partial(fresh, way, library) for name, way in ways.items()}))
 
 
 if __name__ == "__main__":

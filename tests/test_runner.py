@@ -1,6 +1,7 @@
 """What the thread of a source does: how often it tells, and when something fails that never should."""
 
 import time
+from functools import partial
 
 import pytest
 
@@ -98,6 +99,20 @@ def test_what_was_read_is_told_no_more_often_than_asked(tmp_path):
     assert len(receiver.samples()) == health.readings
     assert receiver.traced <= lasted / flush_s + 3  # the first, the last, and the session
     assert receiver.measured <= lasted / metrics_s + 3
+
+
+def test_samples_are_told_sooner_while_frames_come(tmp_path):
+    """Joules of frames wait for them; without frames nobody does."""
+    settings = Sources(rapl=Rapl(sysfs=unpack("thinkpad-x1-i7-8550u", tmp_path), rate_hz=200))
+    with_frames, without = Counting(), Counting()
+    start = partial(sources.start, ["rapl"], settings, session_id="s", flush_s=3600.0)
+    soon, late = start(sink=with_frames, latency=lambda: 0.01), start(sink=without)
+    wait_for(lambda: with_frames.traced >= 3)
+    assert without.traced == 0
+    for running, receiver in ((soon, with_frames), (late, without)):
+        running.stop()
+        (health,) = running.health()
+        assert len(receiver.samples()) == health.readings
 
 
 def test_the_last_success_is_told_by_the_wall_clock(tmp_path, monkeypatch):
