@@ -39,7 +39,7 @@ SECTIONS = {  # title: (beginnings of the names, what the section is about)
 
 FINDING = {  # keys of what `devices --json` and `doctor --json` tell: tests/test_doctor.py holds them to it
     "source": "the source's name",
-    "address": "where it reads: a path, a port or a URL; `\"\"` where it found nothing to read",
+    "address": 'where it reads: a path, a port or a URL; `""` where it found nothing to read',
     "readable": "whether it could be read",
     "hw.id": "the device's id, as in metrics and samples",
     "hw.type": "what kind of device it is, such as `gpu`",

@@ -176,6 +176,17 @@ def test_disks_are_those_at_the_bottom_so_that_they_can_be_summed(host_reader, t
     assert {k[1] for k in values if k[0] == "system.disk.io"} == {"cciss/c0d0", "sda"}
 
 
+def test_a_disk_that_is_reached_by_paths_is_counted_once(host_reader, tmp_path):
+    """NVMe multipath: the second disk is of a kernel that counts at its paths alone."""
+    some, none = " 10 0 80 5 20 0 160 9 0 14 14\n", " 0 0 0 0 0 0 0 0 0 0 0\n"
+    disks = {"nvme0c0n1": some, "nvme0c1n1": some, "nvme0n1": some, "nvme1c2n1": some, "nvme1n1": none}
+    (tmp_path / "proc/diskstats").write_text("".join(f"259 0 {name}{n}" for name, n in disks.items()))
+    for name in disks:
+        (tmp_path / "sys/block" / name / "slaves").mkdir(parents=True, exist_ok=True)
+    values = series(host_reader)
+    assert {k[1] for k in values if k[0] == "system.disk.io"} == {"nvme0n1", "nvme1c2n1"}
+
+
 def test_the_states_of_memory_add_up_also_where_some_of_what_is_cached_can_not_be_freed(host_reader):
     values = series(host_reader)
     states = {k[1]: v / 1024 for k, v in values.items() if k[0] == "system.memory.usage"}

@@ -54,6 +54,8 @@ _MODES = {  # psutil's names to those of the semantic conventions; guest is in u
 _SMALL_FALL_S = 3.0  # of a processor time; as in node_exporter
 # In files, in memory, of ZFS: no disks, or counted by the disks below.
 _NO_DISK = re.compile(r"(loop|z?ram|zd)\d+")
+# A path to a namespace, nvme0c1n1 to nvme0n1, by NVMe's own multipath: older kernels count these alone.
+_NVME_PATH = re.compile(r"(nvme\d+)c\d+(n\d+)")
 _NO_PROC = "mount the host's /proc there (sources.host.procfs), or unset that setting"
 _Value = tuple[Metric, tuple[str, ...], float]  # metric, label values, value
 
@@ -209,8 +211,11 @@ def _disks(sysfs: Path) -> Iterator[_Value]:
     except OSError:
         whole = None
     # nowrap is for kernels that count in 32 bits
-    for disk, io in (psutil.disk_io_counters(perdisk=True, nowrap=False) or {}).items():
-        if not (io.read_count or io.write_count) or _NO_DISK.fullmatch(disk):
+    counters = psutil.disk_io_counters(perdisk=True, nowrap=False) or {}
+    counted = {disk: io for disk, io in counters.items() if io.read_count or io.write_count}
+    for disk, io in counted.items():
+        path = _NVME_PATH.fullmatch(disk)
+        if _NO_DISK.fullmatch(disk) or (path and path[1] + path[2] in counted):
             continue
         if whole is None or (disk in whole and not _is_stacked(sysfs, disk)):
             yield contract.DISK_IO, (disk, "read"), float(io.read_bytes)
