@@ -162,7 +162,7 @@ class Rota:
 
     def _has(self, me: Thread, turn: Turn) -> bool:
         """Takes the lock of a device, unless its turn has ended or this thread was given up."""
-        if not turn.lock.acquire(True, HANGS_S):
+        if not turn.lock.acquire(timeout=HANGS_S):
             self._give_up(turn)
             return False
         turn.thread = me
