@@ -23,7 +23,6 @@ import ctypes
 import os
 import select
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -334,20 +333,17 @@ def backend() -> Iterator[str]:
 
 @contextmanager
 def in_background(command: Sequence[str]) -> Iterator[str]:
-    """The first line that a command says. It is no child, as those are read as the pipeline's."""
-    shell = ["sh", "-c", '"$@" & echo $!', "sh", *command]
-    with subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    """The first line that a command says while it runs."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
-        number = int(process.stdout.readline())
-        process.wait()
         try:
             yield process.stdout.readline().strip()
         finally:
-            os.kill(number, signal.SIGTERM)
+            process.terminate()
 
 
 def nvml(folder: Path) -> str:
-    """The stub, loaded here, which the bindings then get by its name; "" without a compiler."""
+    """The stub: the bindings get it by its name where it is loaded already; "" without a compiler."""
     if not shutil.which("gcc"):
         print("nvml is left out: no gcc to build the stub with")
         return ""
@@ -355,7 +351,6 @@ def nvml(folder: Path) -> str:
     options = ["-shared", "-fPIC", "-O2", "-pthread", f"-Wl,-soname,{library.name}"]
     subprocess.run(["gcc", *options, "-o", library, tests / "stub.c"], check=True)
     os.environ["NVML_STUB"] = str(tests / "full.txt")
-    ctypes.CDLL(str(library))
     return str(library)
 
 
