@@ -135,7 +135,7 @@ def sampled(names: list[str], settings: Sources, seconds: float, endpoint: str =
 
 
 def fresh(way: Callable[[], float], library: str) -> float:
-    """What a way takes in a new process, as an exporter is one: what ran before scatters its memory."""
+    """What a way takes in a new process, as an exporter is one, whatever ran here before."""
     loading = (ctypes.CDLL, (library,)) if library else (None, ())
     with ProcessPoolExecutor(1, get_context("spawn"), *loading) as pool:
         return pool.submit(way).result()

@@ -42,7 +42,7 @@ class Server:
     paths: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     answers: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
-    refuses: bytes = b"nothing"  # what has this in it
+    refuses: bytes | None = None  # what has this in it
     answering: threading.Event = field(default_factory=threading.Event)  # it waits for that
     endpoint: str = ""
 
@@ -58,7 +58,7 @@ def handler_of(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             status, headers, content = server.answers.pop(0) if server.answers else (200, {}, b"")
-            if server.refuses in body:
+            if server.refuses and server.refuses in body:
                 status, content = 400, b"\x08\x03\x12\x0ctrace id bad"  # google.rpc.Status
             if status == 200:
                 server.bodies.append(body)

@@ -1,10 +1,11 @@
 """A sink that sends OTLP requests over HTTP or gRPC from its own thread, and never blocks the caller.
 
 Endpoints, headers, time limits, compression and certificates come from the variables of the
-OpenTelemetry specification (protocol/exporter.md) where the caller does not give them. Requests that come
-within LINGER_S go as one: one after another their fields are a message, too. What cannot
+OpenTelemetry specification (protocol/exporter.md) where the caller does not give them. What cannot
 be sent waits in memory, then on disk (`spill`), and is counted in `lost` when there is no room.
-Delivery is at least once: a request whose answer got lost is sent again.
+Delivery is at least once: a request whose answer got lost is sent again. Requests of a signal that wait
+together are sent as one, as protobuf messages with only repeated fields may be put one after another; when
+the server refuses that, each is sent alone, so that only what it objects to is lost.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ _GRPC_METHODS = {
     "metrics": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
 }
 _SPILL_VARIABLE = "BENCHLAB_OTEL_SPILL_DIR"
-LINGER_S = 0.005  # all sources tell within that; a request costs more than what a meter says in a second
+LINGER_S = 0.005  # for what comes with it: all sources tell in one wake, which takes 2 to 3 ms
 JOINED_BYTES = 1 << 20  # servers take 4 MiB, some less
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 10.0
 

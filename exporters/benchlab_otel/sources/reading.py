@@ -11,7 +11,7 @@ A source is one module of this package with two functions:
   else SourceError.
 
 It may have `WHERE_NOTHING_IS`, what to do where `addresses` finds nothing and something should be there, and
-`OVER_NETWORK = True`.
+`OVER_NETWORK = True`: its devices are read apart from others.
 A reader of what a server reads may have `paced`: whether readings come no faster however often one asks.
 
 `settings` is the source's own section of `config.Sources`. A further source is a module, a section
